@@ -1,0 +1,1 @@
+"""Weighbridge: the scale for machine-learning models."""

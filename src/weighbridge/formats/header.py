@@ -1,0 +1,18 @@
+"""What a reader brings home from one file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from weighbridge.ledger import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The tensors of one file, in the order it lists them.
+
+    `aliases` are names that the file itself shows to be one tensor: {copy: original}, both among the rows.
+    """
+
+    rows: Sequence[Row]
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,28 @@
+"""The ledger room: what a model is made of. Imports the standard library only."""
+
+from weighbridge.ledger.architecture import Architecture
+from weighbridge.ledger.dtype import DTYPES, GGML_TYPES, DType, dtype
+from weighbridge.ledger.ledger import Ledger
+from weighbridge.ledger.signature import Signature
+from weighbridge.ledger.source import File, Source, read_exactly
+from weighbridge.ledger.tensor import ROLES, Row, Tensor, numel
+from weighbridge.ledger.units import Bytes, Count
+
+__all__ = [
+    "DTYPES",
+    "GGML_TYPES",
+    "ROLES",
+    "Architecture",
+    "Bytes",
+    "Count",
+    "DType",
+    "File",
+    "Ledger",
+    "Row",
+    "Signature",
+    "Source",
+    "Tensor",
+    "dtype",
+    "numel",
+    "read_exactly",
+]

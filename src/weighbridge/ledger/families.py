@@ -1,0 +1,187 @@
+"""Tensors alike but for the numbers in their names, judged once for all.
+
+DeepSeek-V3 has 90,427 tensors and some sixty families. What a tensor is (role, parameter or buffer or extra, how many
+elements) follows from its family, so it is decided sixty times, not ninety thousand.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
+from weighbridge.ledger.architecture import Architecture
+from weighbridge.ledger.dtype import DType
+from weighbridge.ledger.packing import elements_in, serves
+from weighbridge.ledger.roles import role_of
+from weighbridge.ledger.tensor import Row, numel
+
+PARAMETER, BUFFER, EXTRA = "parameter", "buffer", "extra"
+MTP, MTP_COPIES, TIED_COPIES = "mtp_layers", "mtp_copies", "tied_copies"
+
+_NUMBER = re.compile(r"\d+")
+_DIGITS = b"0123456789"
+# How the stacks of decoder layers are called: an MTP layer is one more of the same stack.
+_STACKS = ("model.layers.", "layers.", "language_model.model.layers.", "model.language_model.layers.", "blk.")
+_MTP_WORDS = frozenset({"mtp", "mtp_layers", "mtp_block", "nextn"})
+# DeepSeek's MTP layer stores the model's embedding and head once more.
+_MTP_COPY = ("embed_tokens.weight", "shared_head.head.weight", "nextn.embed_tokens.weight", "nextn.shared_head_head.weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Tensors of one name pattern, dtype and shape. `elements` is the logical count of each of them."""
+
+    pattern: str
+    dtype: DType
+    shape: tuple[int, ...]
+    role: str
+    kind: str
+    extra: str | None
+    elements: int
+    bias: bool
+    adapter: bool
+    rows: list[Row]
+
+    @property
+    def total(self) -> int:
+        """Logical elements of all its tensors together."""
+        return self.elements * len(self.rows)
+
+
+def pattern_of(name: str) -> str:
+    """The name with every number written "#"."""
+    return _NUMBER.sub("#", name)
+
+
+def group(rows: Iterable[Row], architecture: Architecture) -> list[list[Row]]:
+    """Rows by (name without digits, dtype, shape); MTP layers apart, which differ from the others by number alone."""
+    beyond = _beyond(architecture)
+    groups: dict[tuple[bytes, str, tuple[int, ...], bool], list[Row]] = {}
+    for row in rows:
+        name = row[0]
+        key = (name.encode().translate(None, _DIGITS), row[1].name, row[2], bool(beyond) and name.startswith(beyond))
+        members = groups.get(key)
+        if members is None:
+            groups[key] = [row]
+        else:
+            members.append(row)
+    return list(groups.values())
+
+
+def _beyond(architecture: Architecture) -> tuple[str, ...]:
+    """Prefixes of layers that lie beyond the model's own."""
+    if not architecture.mtp_layers or architecture.layers is None:
+        return ()
+    last = architecture.layers + architecture.mtp_layers
+    return tuple(f"{stack}{layer}." for stack in _STACKS for layer in range(architecture.layers, last))
+
+
+def judge(
+    rows: Iterable[Row],
+    *,
+    architecture: Architecture,
+    metadata: Mapping[str, object],
+    adapter_files: frozenset[int],
+) -> list[Family]:
+    """All families of a model, each with its verdict.
+
+    Raises:
+        Unknown: packed weights whose number of elements cannot be told.
+    """
+    groups = group(rows, architecture)
+    beyond = _beyond(architecture)
+    patterns = [pattern_of(members[0].name) for members in groups]
+    modules: dict[str, set[str]] = {}
+    for pattern in patterns:
+        module, _, leaf = pattern.rpartition(".")
+        modules.setdefault(module, set()).add(leaf)
+    leaves = {module: frozenset(found) for module, found in modules.items()}
+    shapes = _Shapes(groups, patterns)
+    families = []
+    for pattern, members in zip(patterns, groups, strict=True):
+        first = members[0]
+        module, _, leaf = pattern.rpartition(".")
+        siblings = leaves[module]
+        extra = serves(leaf, siblings)
+        kind, elements = PARAMETER, numel(first.shape)
+        if extra is None:
+            described = metadata.get(f"{first.name.rpartition('.')[0]}.weight") if "qdata" in leaf else None
+            unpacked = elements_in(
+                leaf,
+                first.dtype,
+                first.shape,
+                siblings=siblings,
+                sibling=lambda other, name=first.name: shapes.of(f"{name.rpartition('.')[0]}.{other}"),
+                method=architecture.quantization,
+                bits=architecture.quantization_bits,
+                group=architecture.quantization_group,
+                described=described if isinstance(described, str) else None,
+            )
+            if unpacked is not None:
+                elements = unpacked
+            elif is_buffer(module, leaf, first, siblings, architecture.model_type):
+                kind = BUFFER
+            if (beyond and first.name.startswith(beyond)) or not _MTP_WORDS.isdisjoint(pattern.split(".")):
+                extra = MTP_COPIES if first.name.endswith(_MTP_COPY) else MTP
+        if extra is not None:
+            kind = EXTRA
+        families.append(
+            Family(
+                pattern=pattern,
+                dtype=first.dtype,
+                shape=first.shape,
+                role=role_of(pattern, first.shape),
+                kind=kind,
+                extra=extra,
+                elements=elements,
+                bias=leaf == "bias" or leaf.endswith(("_bias", ".bias")) or leaf.startswith("bias_"),
+                adapter=first.file in adapter_files,
+                rows=members,
+            )
+        )
+    return families
+
+
+class _Shapes:
+    """Shapes by full name, indexed only when a packed weight asks for its neighbors."""
+
+    __slots__ = ("_groups", "_index", "_patterns")
+
+    def __init__(self, groups: list[list[Row]], patterns: list[str]) -> None:
+        self._groups, self._patterns = groups, patterns
+        self._index: dict[str, tuple[int, ...]] | None = None
+
+    def of(self, name: str) -> tuple[int, ...] | None:
+        if self._index is None:
+            self._index = {
+                row.name: row.shape
+                for members, pattern in zip(self._groups, self._patterns, strict=True)
+                if pattern.endswith(("scales", "zeros", "scale"))
+                for row in members
+            }
+        return self._index.get(name)
+
+
+@lru_cache(maxsize=1)
+def _buffers() -> tuple[frozenset[str], tuple[str, ...], frozenset[str], dict[str, frozenset[str]]]:
+    table = json.loads((files("weighbridge.ledger") / "data" / "buffers.json").read_text("utf-8"))
+    unless = {leaf: frozenset(types) for leaf, types in table["unless"].items()}
+    return frozenset(table["leaf"]), tuple(table["suffix"]), frozenset(table["with_module"]), unless
+
+
+def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_type: str | None) -> bool:
+    """Whether a tensor is state that is stored but not learned."""
+    leaves, suffixes, with_module, unless = _buffers()
+    if row.dtype.kind in ("int", "bool"):
+        return True  # only floating point is trained; codes of quantized weights were told apart before
+    if leaf in leaves or leaf.endswith(suffixes):
+        return model_type not in unless.get(leaf, ())
+    if f"{module.rpartition('.')[2]}.{leaf}" in with_module:
+        return True
+    if leaf == "bias" and len(row.shape) == 4:
+        return True  # GPT-2's causal mask: a bias proper has one dimension
+    if leaf in ("weight", "bias") and "running_mean" in siblings and "num_batches_tracked" not in siblings:
+        return True  # a frozen batch norm keeps its affine part as buffers, and no step counter
+    return False

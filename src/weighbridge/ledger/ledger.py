@@ -1,0 +1,257 @@
+"""The ledger: the full record of a model's tensors, counted without reading their data."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+
+from weighbridge.ledger.architecture import Architecture
+from weighbridge.ledger.errors import Unknown
+from weighbridge.ledger.families import BUFFER, EXTRA, PARAMETER, TIED_COPIES, Family, judge
+from weighbridge.ledger.signature import Signature
+from weighbridge.ledger.source import Source
+from weighbridge.ledger.tensor import ROLES, Row, Tensor, numel
+from weighbridge.ledger.ties import declared, resolve
+from weighbridge.ledger.units import Bytes, Count
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk|resblocks|stages?)\.(\d+)\.")
+_EXPERT = re.compile(r"experts?\.(\d+)\.")
+# What looks up a token's own vector; position and type tables are embeddings too, but not the input embedding.
+_INPUT_EMBEDDING = re.compile(
+    r"(embed_tokens|wte|word_embeddings?|tok_embeddings|token_embedding|tokens_embed|embed_in|token_embd|shared)"
+    r"\.weight$|^(?:\w+\.)?embeddings\.weight$"
+)
+
+
+class Ledger:
+    """A model's tensors with their meaning.
+
+    Identities that hold for every ledger: `total + buffers + sum(extras) == stored + packed`, where `stored` counts the
+    elements as the files list them and `packed` what unpacking several codes out of one stored element adds; and
+    `sum(by_role()) == sum(by_dtype()) == weights + biases == total`.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        format: str,
+        rows: Sequence[Row],
+        architecture: Architecture | None = None,
+        metadata: Mapping[str, object] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        adapter_files: Iterable[int] = (),
+        signature: Signature | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """`aliases` are ties that the file itself shows; `adapter_files` index the files that hold an adapter."""
+        self.source = source
+        self.format = format
+        self.rows = rows
+        self.architecture = architecture or Architecture()
+        self.metadata = metadata or {}
+        self.notes = tuple(notes)
+        self.signature = signature or Signature(base_model=source.location)
+        self.adapter_files = frozenset(adapter_files)
+        self._aliases = aliases or {}
+
+    def __len__(self) -> int:
+        """Tensors stored."""
+        return len(self.rows)
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """Tensors grouped by name pattern, dtype and shape, each with its verdict.
+
+        Raises:
+            Unknown: packed weights whose number of elements cannot be told.
+        """
+        families = judge(
+            self.rows, architecture=self.architecture, metadata=self.metadata, adapter_files=self.adapter_files
+        )
+        self._ties = resolve(self._aliases, declared(families, self.architecture))
+        if not self._ties:
+            return families
+        return [part for family in families for part in self._without_copies(family)]
+
+    def _without_copies(self, family: Family) -> Iterable[Family]:
+        copies = [row for row in family.rows if row.name in self._ties]
+        if copies and family.kind == PARAMETER:
+            yield replace(family, kind=EXTRA, extra=TIED_COPIES, rows=copies)
+            kept = [row for row in family.rows if row.name not in self._ties]
+            if kept:
+                yield replace(family, rows=kept)
+        else:
+            yield family
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """{copy: original} of tensors that are stored, or named, more than once."""
+        self.families  # noqa: B018 - judged together
+        return self._ties
+
+    @cached_property
+    def parameters(self) -> list[Family]:
+        """The families that are parameters."""
+        return [family for family in self.families if family.kind == PARAMETER]
+
+    @cached_property
+    def total(self) -> Count:
+        """All parameters; tied ones once, packed ones unpacked."""
+        return Count(sum(family.total for family in self.parameters))
+
+    @cached_property
+    def active(self) -> Count:
+        """Parameters that one token uses: total − routed · (experts − experts per token) / experts.
+
+        Raises:
+            Unknown: a mixture of experts whose configuration does not say how many a token uses.
+        """
+        routed = sum(family.total for family in self.parameters if family.role == "expert")
+        if not routed:
+            return self.total
+        experts, used = self._experts(), self.architecture.experts_per_token
+        if not used:
+            raise Unknown("how many experts a token uses is not stated", fix="put config.json beside the weights")
+        if used > experts:
+            raise Unknown(f"the configuration uses {used} experts of {experts}")
+        idle, rest = divmod(routed * (experts - used), experts)
+        if rest:
+            raise Unknown(f"{routed:,} expert parameters do not divide among {experts} experts")
+        return Count(self.total - idle)
+
+    @cached_property
+    def active_excluding_input_embedding(self) -> Count:
+        """Active parameters without the input embedding, as model cards of gpt-oss and others count them."""
+        return Count(self.active - self.input_embedding)
+
+    @property
+    def input_embedding(self) -> Count:
+        """Parameters of the table that looks up a token's vector."""
+        return Count(
+            sum(
+                family.total
+                for family in self.parameters
+                if family.role == "embedding" and _INPUT_EMBEDDING.search(family.rows[0].name)
+            )
+        )
+
+    def _experts(self) -> int:
+        """Routed experts of a layer: as configured when the names agree, else as named."""
+        family = max((f for f in self.parameters if f.role == "expert"), key=lambda f: f.total)
+        named = {int(found[1]) for row in family.rows if (found := _EXPERT.search(row.name))}
+        stored = len(named) if named else (family.shape[0] if len(family.shape) >= 3 else None)
+        configured = self.architecture.experts
+        if configured is None:
+            if stored is None:
+                raise Unknown("how many experts a layer has is not stated", fix="put config.json beside the weights")
+            return stored
+        if stored is not None and stored != configured and stored % configured:
+            raise Unknown(f"the configuration says {configured} experts, the files hold {stored}")
+        return configured
+
+    @cached_property
+    def trainable(self) -> Count:
+        """Parameters that training updates: an adapter's own where there is one, else all stored as plain floats."""
+        families = self.parameters
+        if self.adapter_files:
+            families = [family for family in families if family.adapter]
+        return Count(sum(family.total for family in families if family.dtype.kind in ("float", "complex")))
+
+    @cached_property
+    def biases(self) -> Count:
+        """Parameters that are biases."""
+        return Count(sum(family.total for family in self.parameters if family.bias))
+
+    @property
+    def weights(self) -> Count:
+        """Parameters that are not biases."""
+        return Count(self.total - self.biases)
+
+    @cached_property
+    def buffers(self) -> Count:
+        """Elements of stored state that is not learned."""
+        return Count(sum(family.total for family in self.families if family.kind == BUFFER))
+
+    @cached_property
+    def extras(self) -> dict[str, Count]:
+        """What else is stored, by name: tied copies, MTP layers, quantization scales and so on."""
+        found: dict[str, int] = {}
+        for family in self.families:
+            if family.kind == EXTRA and family.extra is not None:
+                found[family.extra] = found.get(family.extra, 0) + family.total
+        return {name: Count(found[name]) for name in sorted(found)}
+
+    @cached_property
+    def stored(self) -> Count:
+        """Elements as the files list them."""
+        return Count(sum(numel(family.shape) * len(family.rows) for family in self.families))
+
+    @property
+    def packed(self) -> Count:
+        """Elements that unpacking adds to the stored ones."""
+        return Count(self.total + self.buffers + sum(self.extras.values()) - self.stored)
+
+    @cached_property
+    def nbytes(self) -> Bytes:
+        """Bytes of all tensors as stored, headers and padding apart."""
+        return Bytes(sum(row.nbytes for row in self.rows))
+
+    def by_role(self) -> dict[str, Count]:
+        """Parameters by role, in the order of `ROLES`."""
+        found = dict.fromkeys(ROLES, 0)
+        for family in self.parameters:
+            found[family.role] += family.total
+        return {role: Count(count) for role, count in found.items() if count}
+
+    def by_dtype(self) -> dict[str, Count]:
+        """Parameters by the dtype they are stored in, most first."""
+        found: dict[str, int] = {}
+        for family in self.parameters:
+            found[family.dtype.name] = found.get(family.dtype.name, 0) + family.total
+        return {name: Count(found[name]) for name in sorted(found, key=lambda name: -found[name])}
+
+    def by_layer(self) -> dict[str, dict[str, Count]]:
+        """Parameters by layer and role. Keys name the stack and its number: `model.layers.0`; "" is outside any."""
+        found: dict[str, dict[str, int]] = {}
+        for family in self.parameters:
+            for row in family.rows:
+                place = _LAYER.search(row.name)
+                key = row.name[: place.end(1)] if place else ""
+                layer = found.setdefault(key, {})
+                layer[family.role] = layer.get(family.role, 0) + family.elements
+        return {key: {role: Count(n) for role, n in roles.items()} for key, roles in sorted(found.items(), key=_order)}
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every stored tensor with its meaning, in the order of the files."""
+        made = {}
+        for family in self.families:
+            for row in family.rows:
+                layer, expert = _LAYER.search(row.name), _EXPERT.search(row.name)
+                made[row.file, row.offset, row.name] = Tensor(
+                    name=row.name,
+                    dtype=row.dtype,
+                    shape=row.shape,
+                    role=family.role,
+                    kind=family.kind,
+                    extra=family.extra,
+                    elements=family.elements,
+                    layer=int(layer[1]) if layer else None,
+                    expert=int(expert[1]) if expert and family.role == "expert" else None,
+                    bias=family.bias,
+                    trainable=family.kind == PARAMETER
+                    and family.dtype.kind in ("float", "complex")
+                    and (family.adapter or not self.adapter_files),
+                    tied_to=self._ties.get(row.name),
+                    file=row.file,
+                    offset=row.offset,
+                    nbytes=row.nbytes,
+                )
+        return tuple(made[key] for key in sorted(made))
+
+
+def _order(item: tuple[str, object]) -> list[tuple[int, str]]:
+    """Natural order: layer 10 after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split(".")]

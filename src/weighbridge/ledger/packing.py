@@ -1,0 +1,174 @@
+"""Quantized tensors: what is a weight in disguise, and what merely serves one.
+
+Quantized checkpoints store a weight as codes (`qweight`, `weight_packed`, `X_blocks`), several to a stored element, and
+beside it what turns codes back into values: scales, zero points, index, state. The codes count as the parameters they
+stand for; the rest are extras, named. Bits come from the shapes of the stored tensors, which cannot be stale as a
+config can be, and from the config only where shapes do not tell.
+
+Sources, read 2026-11: AutoGPTQ/GPTQModel and AutoAWQ packers, bitsandbytes 0.50 `QuantState`, compressed-tensors
+(pack-quantized, int, float, nvfp4), DeepSeek-V3 FP8 blocks, gpt-oss MXFP4, NVIDIA ModelOpt NVFP4/FP8, MLX `quantize`,
+torchao 0.18 safetensors support, Quanto, HQQ.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from math import prod
+
+from weighbridge.ledger.dtype import DType
+from weighbridge.ledger.errors import Unknown
+
+SCALES = "quantization_scales"
+ZEROS = "quantization_zero_points"
+INDEX = "quantization_index"
+STATE = "quantization_state"
+ACTIVATION = "activation_scales"
+KV_CACHE = "kv_cache_scales"
+
+# Leaf (numbers as "#") -> the extra it is. Only believed where codes lie beside it; see `serves`.
+_SERVANTS = {
+    SCALES: (
+        "weight_scale_inv weight_scale weight_scale_# weight_global_scale weight_scales scales scale SCB "
+        "absmax nested_absmax _weight_scale _scale scale_inv per_tensor_scale"
+    ),
+    ZEROS: "qzeros weight_zero_point zeros zero zero_point biases _weight_zero_point _shift",
+    INDEX: "g_idx weight_g_idx perm",
+    STATE: (
+        "quant_map nested_quant_map bitsandbytes__nf# bitsandbytes__fp# weight_format weight_shape bitmask row_offsets "
+        "qweight_type"
+    ),
+    ACTIVATION: (
+        "input_scale input_global_scale input_zero_point output_scale output_zero_point activation_scale act_scale "
+        "act_scales pre_quant_scale input_scale_ub smooth_factor"
+    ),
+}
+_EXTRA_OF = {leaf: extra for extra, leaves in _SERVANTS.items() for leaf in leaves.split()}
+_KV_LEAVES = frozenset("k_scale v_scale kv_scale q_scale prob_output_scale prob_scale".split())
+_SUFFIXES = (("_scale_inv", SCALES), ("_scales", SCALES), ("_scale", SCALES), ("_scale_#", SCALES))
+# Leaves that hold codes; a plain `weight` does too when its dtype and neighbors say so.
+_CODES = frozenset("qweight weight_packed weight W_q _data _weight_qdata qdata compressed".split())
+
+Sibling = Callable[[str], tuple[int, ...] | None]
+
+
+def serves(leaf: str, siblings: frozenset[str]) -> str | None:
+    """The extra that a tensor called `leaf` is, given the leaves stored in the same module; None when it is none."""
+    if leaf in _KV_LEAVES:
+        return KV_CACHE
+    extra = _EXTRA_OF.get(leaf)
+    if extra is not None and (extra is ACTIVATION or siblings & _CODES or leaf.startswith("bitsandbytes__")):
+        return None if leaf == "scale" and not siblings & {"weight", "W_q"} else extra
+    # Fused experts carry the suffix on the parameter's own name: gate_up_proj beside gate_up_proj_scale_inv.
+    for suffix, suffix_extra in _SUFFIXES:
+        stem = leaf.removesuffix(suffix)
+        if stem != leaf and (stem in siblings or f"{stem}_blocks" in siblings):
+            return suffix_extra
+    if leaf.endswith("_input_scale"):
+        return ACTIVATION
+    return None
+
+
+def elements_in(
+    leaf: str,
+    dtype: DType,
+    shape: tuple[int, ...],
+    *,
+    siblings: frozenset[str],
+    sibling: Sibling,
+    method: str | None,
+    bits: int | None,
+    group: int | None,
+    described: str | None,
+) -> int | None:
+    """Logical elements of codes; None when the tensor holds no codes and counts as it is stored.
+
+    `sibling(leaf)` gives the shape of a tensor of the same module, `method`, `bits` and `group` what the config says,
+    `described` what the file's metadata says of this very tensor (torchao).
+
+    Raises:
+        Unknown: codes whose width neither shapes nor config tell.
+    """
+    stored = prod(shape)
+    if leaf.endswith("_blocks") and f"{leaf.removesuffix('_blocks')}_scales" in siblings:
+        return stored * 2
+    if leaf not in _CODES or dtype.kind == "block" or dtype.block > 1:
+        return None
+    if "absmax" in siblings:
+        return stored * int(dtype.bits) // 4
+    if leaf in ("_weight_qdata", "qdata"):
+        return _described(stored, dtype, described)
+    if dtype.name not in ("I32", "U32", "U8", "I8", "I16"):
+        return None
+    if method is None and not siblings & _EXTRA_OF.keys():
+        return None
+    if leaf == "weight":
+        return _plain_weight(stored, dtype, shape, siblings, sibling, method, group)
+    if leaf == "qweight":
+        bits = _bits_from_zeros(sibling) or bits
+    elif leaf == "weight_packed":
+        bits = 4 if dtype.name == "U8" else bits
+    elif leaf == "_data":
+        bits = bits or int(dtype.bits)
+    if not bits:
+        raise Unknown(f"codes of unknown width in {leaf!r} (quantization method {method or 'not named'!r})")
+    if leaf == "W_q" and bits == 3:
+        return stored * 10  # HQQ packs ten 3-bit codes into an int32
+    return stored * int(dtype.bits) // bits
+
+
+def _plain_weight(
+    stored: int,
+    dtype: DType,
+    shape: tuple[int, ...],
+    siblings: frozenset[str],
+    sibling: Sibling,
+    method: str | None,
+    group: int | None,
+) -> int | None:
+    """A tensor called `weight` with an integer dtype."""
+    scales = sibling("scales") if "scales" in siblings else None
+    if dtype.name == "U32" and scales and group and shape:
+        bits, rest = divmod(shape[-1] * 32, scales[-1] * group)
+        if rest == 0 and bits in (2, 3, 4, 5, 6, 8):
+            return stored // shape[-1] * scales[-1] * group
+        raise Unknown(f"MLX codes of {shape} do not fit scales of {scales} in groups of {group}")
+    if dtype.name == "U8" and method == "bitnet":
+        return stored * 4
+    if dtype.name == "U8" and siblings & {"weight_scale", "weight_scale_#"}:
+        return stored * 2
+    if dtype.name == "I8":
+        # An OCP scale (one per 32 elements) shows whether a byte holds one code or two.
+        micro = sibling("scale")
+        if micro and len(micro) == len(shape) and micro[-1] * 32 == shape[-1] * 2:
+            return stored * 2
+        return stored
+    if dtype.name in ("U32", "I32", "U8"):
+        raise Unknown(f"a packed weight of dtype {dtype} by an unknown method ({method or 'not named'!r})")
+    return None
+
+
+def _bits_from_zeros(sibling: Sibling) -> int | None:
+    """GPTQ and AWQ pack zero points as they pack weights: qzeros is (groups, out·bits/32), scales (groups, out)."""
+    zeros, scales = sibling("qzeros"), sibling("scales")
+    if not zeros or not scales or not scales[-1]:
+        return None
+    bits, rest = divmod(zeros[-1] * 32, scales[-1])
+    return bits if rest == 0 and bits in (2, 3, 4, 8) else None
+
+
+def _described(stored: int, dtype: DType, described: str | None) -> int:
+    """torchao writes the tensor subclass and its attributes into the header as JSON."""
+    try:
+        record: Mapping[str, object] = json.loads(described or "{}")
+    except ValueError:
+        record = {}
+    kind, attributes = record.get("_type"), record.get("_data")
+    if isinstance(attributes, dict) and isinstance(attributes.get("shape"), list):
+        return prod(attributes["shape"])
+    if isinstance(kind, str) and dtype.bits == 8:
+        if "8Tensor" in kind:
+            return stored
+        if kind == "NVFP4Tensor" or (kind == "MXTensor" and "float4" in json.dumps(attributes)):
+            return stored * 2
+        if kind == "MXTensor":
+            return stored
+    raise Unknown(f"codes of a torchao {kind or 'tensor that the header does not describe'}")

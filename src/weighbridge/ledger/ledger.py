@@ -111,7 +111,7 @@ class Ledger:
         routed = sum(family.total for family in self.parameters if family.role == "expert")
         if not routed:
             return self.total
-        experts, used = self._experts(), self.architecture.experts_per_token
+        experts, used = self.experts, self.architecture.experts_per_token
         if not used:
             raise Unknown("how many experts a token uses is not stated", fix="put config.json beside the weights")
         if used > experts:
@@ -137,7 +137,8 @@ class Ledger:
             )
         )
 
-    def _experts(self) -> int:
+    @cached_property
+    def experts(self) -> int:
         """Routed experts of a layer: as configured when the names agree, else as named."""
         family = max((f for f in self.parameters if f.role == "expert"), key=lambda f: f.total)
         named = {int(found[1]) for row in family.rows if (found := _EXPERT.search(row.name))}

@@ -43,7 +43,7 @@ _SERVANTS = {
 }
 _EXTRA_OF = {leaf: extra for extra, leaves in _SERVANTS.items() for leaf in leaves.split()}
 _KV_LEAVES = frozenset("k_scale v_scale kv_scale q_scale prob_output_scale prob_scale".split())
-_SUFFIXES = (("_scale_inv", SCALES), ("_scales", SCALES), ("_scale", SCALES), ("_scale_#", SCALES))
+_SUFFIXES = (("_input_scale", ACTIVATION), ("_scale_inv", SCALES), ("_scales", SCALES), ("_scale", SCALES), ("_scale_#", SCALES))
 # Leaves that hold codes; a plain `weight` does too when its dtype and neighbors say so.
 _CODES = frozenset("qweight weight_packed weight W_q _data _weight_qdata qdata compressed".split())
 
@@ -62,8 +62,6 @@ def serves(leaf: str, siblings: frozenset[str]) -> str | None:
         stem = leaf.removesuffix(suffix)
         if stem != leaf and (stem in siblings or f"{stem}_blocks" in siblings):
             return suffix_extra
-    if leaf.endswith("_input_scale"):
-        return ACTIVATION
     return None
 
 

@@ -10,7 +10,7 @@ Judged in this order: adapter; norm; tower (vision, audio); mixture of experts; 
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 # Leaf names that say nothing of their own: the module before them does.
@@ -20,7 +20,7 @@ _NORMS = frozenset({"ln", "ln_f", "ln_pre", "ln_post", "ln_q", "ln_k", "ln_kv", 
 
 @lru_cache(maxsize=1)
 def _words() -> Any:
-    return json.loads((files("weighbridge.ledger") / "data" / "roles.json").read_text("utf-8"))
+    return json.loads((Path(__file__).parent / "data" / "roles.json").read_text("utf-8"))
 
 
 @lru_cache(maxsize=8)
@@ -98,7 +98,7 @@ def _own_word(modules: Sequence[str]) -> str | None:
     for word in reversed(modules):
         if "conv" in word:
             return "conv"
-        role = words.get(word) or words.get(word.rsplit("_", 1)[-1])
+        role = words.get(word) or words.get(word.rpartition("_")[2]) or words.get(word.partition("_")[0])
         if role is not None:
             return role
     return None

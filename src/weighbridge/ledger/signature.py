@@ -8,12 +8,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from urllib.parse import quote, unquote
 
 from weighbridge.ledger.errors import Malformed
 
 # Everything else is percent-encoded inside a part, so the marks between parts stay unambiguous.
-_PLAIN = "/._-"
+_MARKED = re.compile(r"[^A-Za-z0-9/._\-]")
+_ENCODED = re.compile(r"(?:%[0-9A-F]{2})+")
 _PART = r"(?:[A-Za-z0-9/._\-]|%[0-9A-F]{2})+"
 _FORM = re.compile(
     rf"(?P<base_model>{_PART})(?:@(?P<version>{_PART}))?(?:\+(?P<adapter>{_PART}))?"
@@ -79,7 +79,7 @@ class Signature:
                 f"not a parameter signature: {text[:80]!r}",
                 fix="the form is base@version+adapter~quantization:prompt#digest, all but the first optional",
             )
-        return cls(**{name: None if part is None else unquote(part) for name, part in found.groupdict().items()})
+        return cls(**{name: None if part is None else _decode(part) for name, part in found.groupdict().items()})
 
     def attributes(self) -> dict[str, str]:
         """Span attributes of the parts that are known."""
@@ -100,5 +100,8 @@ class Signature:
 
 
 def _encode(part: str) -> str:
-    # quote() leaves "~" as it is, yet here it is a mark.
-    return quote(part, safe=_PLAIN).replace("~", "%7E")
+    return _MARKED.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), part)
+
+
+def _decode(part: str) -> str:
+    return _ENCODED.sub(lambda found: bytes.fromhex(found[0].replace("%", "")).decode("utf-8", "replace"), part)

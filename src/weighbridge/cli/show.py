@@ -1,0 +1,62 @@
+"""`weigh show`: what parameters a model has."""
+
+import click
+
+from weighbridge.cli import output
+from weighbridge.ledger.report import Report
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--layers", is_flag=True, help="Parameters by layer and role.")
+@click.option("--tensors", is_flag=True, help="Every tensor with its shape, dtype and meaning.")
+@click.option("--match", metavar="GLOB", help="List only the tensors whose name matches, as in 'model.layers.0.*'.")
+@click.option("--explain", is_flag=True, help="Each count's formula with the numbers put in.")
+@output.file
+@output.base
+@output.offline
+@output.as_json
+def show(
+    models: tuple[str, ...],
+    layers: bool,
+    tensors: bool,
+    match: str | None,
+    explain: bool,
+    file: str | None,
+    base: str | None,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """What parameters a model has: total and active, by role, by dtype; buffers and extras; from headers alone.
+
+    Several MODELs are shown side by side.
+    """
+    glob = match if match is not None else ("*" if tensors else None)
+    if len(models) > 1 and (layers or glob is not None or explain or file):
+        raise click.UsageError("--layers, --tensors, --match, --explain and --file are for one model at a time")
+    output.emit(_report(models, layers=layers, glob=glob, explain=explain, file=file, base=base, offline=offline), as_json=as_json)
+
+
+def _report(
+    models: tuple[str, ...],
+    *,
+    layers: bool,
+    glob: str | None,
+    explain: bool,
+    file: str | None,
+    base: str | None,
+    offline: bool,
+) -> Report:
+    from weighbridge.formats.models import open_model
+    from weighbridge.ledger.show import show, side_by_side
+
+    ledgers = []
+    for model in models:
+        advance, done = output.progress(f"headers of {model}")
+        try:
+            ledgers.append(open_model(model, file=file, base=base, offline=offline, progress=advance))
+        finally:
+            done()
+    if len(ledgers) > 1:
+        return side_by_side(ledgers)
+    return show(ledgers[0], layers=layers, tensors=glob, explain=explain)

@@ -1,0 +1,38 @@
+"""`weigh sign`: the parameter signature of a model."""
+
+import click
+
+from weighbridge.cli import output
+
+
+@click.command()
+@click.argument("model")
+@click.option("--full", is_flag=True, help="All 256 bits of the digest in the signature, for proof instead of a name.")
+@click.option("--no-cache", is_flag=True, help="Read everything again, whatever was signed before.")
+@output.file
+@output.base
+@output.offline
+@output.as_json
+def sign(
+    model: str, full: bool, no_cache: bool, file: str | None, base: str | None, offline: bool, as_json: bool
+) -> None:
+    """The signature of MODEL: its name and a digest of every tensor's values, reading the data once.
+
+    The digest depends on names, dtypes, shapes and values, not on file format details, shard boundaries or order.
+    """
+    from weighbridge.cli.signing import sign_model
+    from weighbridge.ledger.report import Line, Report, Table, Title
+
+    ledger, digest, signature = sign_model(model, file=file, base=base, offline=offline, full=full, cache=not no_cache)
+    data = {
+        "signature": str(signature),
+        "digest": digest.hex,
+        "tensors": digest.tensors,
+        "bytes": digest.nbytes,
+        "source": str(ledger.source),
+        "notes": list(ledger.notes),
+    }
+    rows = [("digest", digest.hex), ("tensors", f"{digest.tensors:,}"), ("bytes", f"{digest.nbytes:,}")]
+    notes = [Line(text=f"note: {note}", faint=True) for note in ledger.notes]
+    blocks = [Title(text=str(signature), detail=str(ledger.source)), Table(columns=("", ""), rows=rows), *notes]
+    output.emit(Report(verb="sign", data=data, blocks=blocks), as_json=as_json)

@@ -1,0 +1,184 @@
+"""From config.json and GGUF metadata to an `Architecture`.
+
+A field has one meaning and many names; the names are tried in order. Multimodal configs nest the language model's
+fields: those are looked up there first, since layers, experts and vocabulary are the decoder's.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from weighbridge.ledger import Architecture
+from weighbridge.ledger.errors import Malformed
+
+LARGEST = 16_000_000  # bytes; the largest real config.json, with a label map of 21,843 classes, takes 1.2 MB
+_NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "ffn_config", "decoder")
+_NAMES: dict[str, tuple[str, ...]] = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
+    "ffn": ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "kv_heads": ("num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num"),
+    "head_dim": ("head_dim", "kv_channels"),
+    "vocabulary": ("vocab_size", "padded_vocab_size"),
+    "context": ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"),
+    "experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
+    "experts_per_token": (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_topk",
+        "moe_top_k",
+        "moe_k",
+        "top_k_experts",
+        "num_experts_per_topk",
+        "num_selected_experts",
+    ),
+    "mtp_layers": ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"),
+}
+_GGUF_NAMES = {
+    "layers": "block_count",
+    "hidden": "embedding_length",
+    "ffn": "feed_forward_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "vocabulary": "vocab_size",
+    "context": "context_length",
+    "experts": "expert_count",
+    "experts_per_token": "expert_used_count",
+    "mtp_layers": "nextn_predict_layers",
+}
+
+
+def parse_json(raw: bytes, name: str) -> dict[str, object]:
+    """The object in a JSON file.
+
+    Raises:
+        Malformed: not JSON, or JSON that is not an object.
+    """
+    try:
+        # Configs of the hub hold NaN and Infinity, which the standard library reads and msgspec does not.
+        value = json.loads(raw) if b"NaN" in raw or b"Infinity" in raw else msgspec.json.decode(raw)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{name} is not JSON ({error})", fix="download it again") from None
+    if not isinstance(value, dict):
+        raise Malformed(f"{name} holds no JSON object")
+    return value
+
+
+def from_config(config: Mapping[str, object]) -> Architecture:
+    """What a transformers-style config.json says.
+
+    Raises:
+        Malformed: a count that is negative or not a whole number.
+    """
+    model_type = config.get("model_type")
+    model_type = model_type if isinstance(model_type, str) else None
+    views = [*_nested(config), config]
+    defaults = _facts()["defaults"].get(model_type or "", {})
+    values: dict[str, int | None] = {}
+    for field, names in _NAMES.items():
+        values[field] = _first(views, names)
+        if values[field] is None and field in defaults:
+            values[field] = defaults[field]
+    if _first(views, ("zero_expert_num",)):
+        values["experts_per_token"] = None  # some picks are of experts that compute nothing: it varies by token
+    stated = config.get("architectures")
+    classes = tuple(c for c in stated if isinstance(c, str)) if isinstance(stated, list) else ()
+    tied = False if not set(classes).isdisjoint(_facts()["untied"]) else _tied(config, defaults)
+    return Architecture(
+        model_type=model_type,
+        classes=classes,
+        tied_embeddings=tied,
+        **values,
+        **_quantization(config, views),
+    )
+
+
+def _nested(config: Mapping[str, object]) -> list[Mapping[str, object]]:
+    found: list[Mapping[str, object]] = []
+    for name in _NESTED:
+        inner = config.get(name)
+        if isinstance(inner, dict):
+            found += [*_nested(inner), inner]
+    return found
+
+
+def _first(views: list[Mapping[str, object]], names: tuple[str, ...]) -> int | None:
+    for view in views:
+        for name in names:
+            value = view.get(name)
+            if value is None or isinstance(value, (bool, list, dict)):
+                continue  # per layer or per tower: not one number
+            if not isinstance(value, int) or value < 0:
+                raise Malformed(f"config.json: {name} is {value!r}", fix="it should be a whole number, 0 or more")
+            return value
+    return None
+
+
+def _tied(config: Mapping[str, object], defaults: Mapping[str, int]) -> bool | None:
+    """Stated by the config, or by its language model's part; absent, as the class has it; unknown class, unknown."""
+    inner = (config.get(name) for name in ("text_config", "llm_config", "language_config"))
+    for view in (config, *(part for part in inner if isinstance(part, dict))):
+        stated = view.get("tie_word_embeddings")
+        if isinstance(stated, bool):
+            return stated
+    tied = defaults.get("tied")
+    return None if tied is None else bool(tied)
+
+
+@lru_cache(maxsize=1)
+def _facts() -> Any:
+    """"defaults": what a class fills in for a field that its config.json leaves out; "untied": classes that never tie."""
+    raw = (Path(__file__).parent / "data" / "transformers.json").read_bytes()
+    return msgspec.json.decode(raw)
+
+
+def _quantization(config: Mapping[str, object], views: list[Mapping[str, object]]) -> dict[str, object]:
+    stated = next(
+        (v[k] for v in (config, *views) for k in ("quantization_config", "quantization") if isinstance(v.get(k), dict)),
+        None,
+    )
+    if not isinstance(stated, dict):
+        return {}
+    method = stated.get("quant_method")
+    if method is None and "group_size" in stated and "bits" in stated:
+        method = "mlx"
+    if method is None and "quant_algo" in stated:
+        method = "modelopt"
+    if stated.get("load_in_4bit") or stated.get("load_in_8bit"):
+        method = "bitsandbytes"
+    bits = stated.get("bits", stated.get("nbits", stated.get("w_bit")))
+    group = stated.get("group_size", stated.get("q_group_size"))
+    groups = stated.get("config_groups")
+    if bits is None and isinstance(groups, dict):
+        widths = {w.get("num_bits") for g in groups.values() if isinstance(g, dict) and (w := g.get("weights"))}
+        bits = widths.pop() if len(widths) == 1 else None
+    return {
+        "quantization": str(method) if method is not None else None,
+        "quantization_bits": bits if isinstance(bits, int) and 0 < bits <= 16 else None,
+        "quantization_group": group if isinstance(group, int) and group > 0 else None,
+    }
+
+
+def from_gguf(metadata: Mapping[str, object]) -> Architecture:
+    """What the metadata of a GGUF file says."""
+    family = metadata.get("general.architecture")
+    values: dict[str, int | None] = {}
+    for field, name in _GGUF_NAMES.items():
+        value = metadata.get(f"{family}.{name}")
+        if isinstance(value, list) and value and len(set(value)) == 1:
+            value = value[0]
+        values[field] = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if values["vocabulary"] is None:
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        values["vocabulary"] = len(tokens) if isinstance(tokens, list) else getattr(tokens, "length", None)
+    if values["layers"] is not None and values["mtp_layers"]:
+        values["layers"] -= values["mtp_layers"]  # block_count includes them
+    if values["experts"] == 0:
+        values["experts"] = values["experts_per_token"] = None
+    return Architecture(model_type=str(family) if family else None, **values)

@@ -1,0 +1,276 @@
+"""From what a user types to a ledger."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weighbridge.formats import config as configs
+from weighbridge.formats import naming, peft, safetensors, shards
+from weighbridge.formats.choose import Choice, choose
+from weighbridge.formats.folder import LocalFolder, Repository, read_small
+from weighbridge.formats.header import Header
+from weighbridge.formats.local import LocalFile
+from weighbridge.ledger import Architecture, File, Ledger, Row, Signature, Source
+from weighbridge.ledger.errors import Malformed, NotFound, WeighError
+
+Progress = Callable[[int, int], None]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """A model read but not yet joined with a base."""
+
+    repository: Repository
+    choice: Choice
+    header: Header
+    files: Sequence[File]
+    config: Mapping[str, object]
+    adapter_config: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture:
+        if self.choice.kind == "gguf":
+            return configs.from_gguf(self.header.metadata)
+        return configs.from_config(self.config)
+
+
+def open_model(
+    spec: str,
+    *,
+    file: str | None = None,
+    base: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Ledger:
+    """The ledger of a model, from headers alone.
+
+    `spec` is a path, `ollama:NAME[:TAG]` or a hub id `org/name[@revision]`; `::LABEL` after any of them, or `file`,
+    chooses among several. `base` names the model that an adapter belongs to, where the adapter does not say or the
+    place has changed. `progress(done, total)` counts remote headers.
+
+    Raises:
+        WeighError: every way in which this can fail, with its mend.
+    """
+    repository, selector, file = _repository(spec, file, offline=offline)
+    prefetch = getattr(repository, "prefetch", None)
+    parts = _read(repository, selector=selector, file=file, prefetch=prefetch, progress=progress)
+    if parts.choice.kind == "adapter":
+        return _with_base(parts, base=base)
+    return _ledger(parts)
+
+
+def local_folder(spec: str) -> Path | None:
+    """The folder that `spec` names, when it names one on this disk: where training state may lie beside the model."""
+    path = Path(spec.partition("::")[0]).expanduser()
+    return path if path.is_dir() else None
+
+
+def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, str | None, str | None]:
+    """Where a model's files lie, the label chosen among them, the file chosen among them."""
+    name, _, selector = spec.partition("::")
+    if spec.startswith("ollama:"):
+        from weighbridge.formats.ollama import find
+
+        return find(spec), None, None
+    path = Path(name).expanduser()
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError):
+        is_folder = exists = False
+    if is_folder:
+        base, version = naming.local_base(path)
+        return LocalFolder(path, location=spec, base=base, version=version), selector or None, file
+    if exists:
+        base, version = naming.local_base(path)
+        folder = LocalFolder(path.parent, location=spec, base=base, version=version)
+        if path.name not in folder.files:
+            LocalFile(path)  # says why: not a regular file, or not readable
+        return folder, None, path.name
+    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name.partition("@")[0]) or not name.partition("@")[0]:
+        raise NotFound(f"no such file or folder: {name}", fix="give a path, a hub id (org/name) or ollama:NAME")
+    from weighbridge.formats.hub import cached_snapshot, resolve
+
+    identifier, _, revision = name.partition("@")
+    snapshot = cached_snapshot(identifier, revision or "main")
+    if snapshot is not None:
+        folder = LocalFolder(snapshot, location=spec, base=identifier, version=snapshot.name)
+        return folder, selector or None, file
+    return resolve(name, offline=offline), selector or None, file
+
+
+def _read(
+    repository: Repository,
+    *,
+    selector: str | None,
+    file: str | None,
+    prefetch: Callable[..., None] | None,
+    progress: Progress | None,
+) -> _Parts:
+    choice = choose(repository.files, selector=selector, file=file, where=repository.location)
+    config = _json(repository, "config.json")
+    weight_map = None
+    names = list(choice.files)
+    if choice.index is not None:
+        raw = read_small(repository, choice.index, largest=shards.LARGEST_INDEX)
+        weight_map = shards.shards_of(raw or b"", choice.index, repository.files)
+        folder = choice.index.rpartition("/")[0]
+        weight_map = {k: f"{folder}/{v}" for k, v in weight_map.items()} if folder else weight_map
+        names = sorted(set(weight_map.values()))
+    files = [repository.open(name) for name in names]
+    if prefetch is not None:
+        prefetch(files, progress=progress)
+    headers = [(name, _header(opened, at)) for at, (name, opened) in enumerate(zip(names, files, strict=True))]
+    for opened in files:
+        if isinstance(opened, LocalFile):
+            opened.close()  # a model of 1,000 shards must not hold 1,000 descriptors
+    header = shards.join(headers, weight_map)
+    if not header.rows:
+        raise Malformed(f"{repository.location} holds no tensor")
+    if choice.kind == "gguf":
+        _check_split(headers, header)
+    adapter_config = _json(repository, peft.CONFIG) if choice.kind == "adapter" else {}
+    return _Parts(
+        repository=repository,
+        choice=choice,
+        header=header,
+        files=files,
+        config=config,
+        adapter_config=adapter_config,
+    )
+
+
+def _json(repository: Repository, name: str) -> dict[str, object]:
+    raw = read_small(repository, name, largest=configs.LARGEST)
+    return {} if raw is None else configs.parse_json(raw, name)
+
+
+def _header(file: File, index: int) -> Header:
+    """Read by the reader whose magic the file begins with: names and endings may lie."""
+    start = file.read(0, 9)
+    if start[8:] == b"{":  # first, since a header of 640 bytes begins like a pickle: 80 02
+        return safetensors.read(file, index=index)
+    if start[:4] == b"GGUF":
+        from weighbridge.formats import gguf
+
+        return gguf.read(file, index=index)
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        from weighbridge.formats import torch_file
+
+        return torch_file.read(file, index=index)
+    return safetensors.read(file, index=index)
+
+
+def _check_split(headers: Sequence[tuple[str, Header]], joined: Header) -> None:
+    """A split GGUF says how many parts and tensors it has."""
+    metadata = headers[0][1].metadata
+    count, tensors = metadata.get("split.count"), metadata.get("split.tensors.count")
+    name = headers[0][0]
+    if isinstance(count, int) and count > 1 and count != len(headers):
+        raise NotFound(f"{name} is one of {count} parts, {len(headers)} are there", fix="download the others beside it")
+    if isinstance(tensors, int) and tensors and tensors != len(joined.rows):
+        raise Malformed(f"{name} announces {tensors} tensors, its parts hold {len(joined.rows)}")
+
+
+def _ledger(parts: _Parts) -> Ledger:
+    architecture = parts.architecture
+    return Ledger(
+        source=Source(location=parts.repository.location, files=parts.files),
+        format=parts.choice.kind,
+        rows=parts.header.rows,
+        architecture=architecture,
+        metadata=parts.header.metadata,
+        aliases=parts.header.aliases,
+        signature=_signature(parts, architecture),
+        notes=_notes(parts),
+    )
+
+
+def _signature(parts: _Parts, architecture: Architecture) -> Signature:
+    base, label = parts.repository.base, parts.choice.label
+    named = naming.signature(
+        base=base,
+        version=parts.repository.version,
+        architecture=architecture,
+        metadata=parts.header.metadata,
+        config=parts.config,
+    )
+    if named.quantization is None and label:
+        return Signature(base_model=named.base_model, version=named.version, quantization=label.lower())
+    return named
+
+
+def _notes(parts: _Parts) -> list[str]:
+    if parts.choice.kind != "gguf" and not parts.config:
+        return ["no config.json beside it: ties and experts are judged from names alone"]
+    return []
+
+
+def _with_base(parts: _Parts, *, base: str | None) -> Ledger:
+    """An adapter with its base before it, when that is at hand: here, or in the hub's cache."""
+    name = base or peft.base_of(parts.adapter_config)
+    under, why = _base_at_hand(name, parts, insist=base is not None)
+    adapter = parts.repository.base
+    if under is None:
+        named = naming.signature(
+            base=name or "unknown-base",
+            adapter=adapter,
+            version=parts.repository.version,
+            architecture=Architecture(),
+            metadata={},
+            config={},
+        )
+        return Ledger(
+            source=Source(location=parts.repository.location, files=parts.files),
+            format="peft",
+            rows=parts.header.rows,
+            metadata=parts.header.metadata,
+            aliases=parts.header.aliases,
+            adapter_files=range(len(parts.files)),
+            signature=named,
+            notes=[f"the base {name or 'is not named and'} {why}: only the adapter's own tensors are counted"],
+        )
+    first = len(under.source.files)
+    rows = [*under.rows, *(Row(r.name, r.dtype, r.shape, r.file + first, r.offset, r.nbytes) for r in parts.header.rows)]
+    return Ledger(
+        source=Source(location=parts.repository.location, files=[*under.source.files, *parts.files]),
+        format="peft",
+        rows=rows,
+        architecture=under.architecture,
+        metadata={**under.metadata, **parts.header.metadata},
+        aliases={**under.ties, **parts.header.aliases},
+        adapter_files=range(first, first + len(parts.files)),
+        signature=Signature(
+            base_model=under.signature.base_model,
+            version=under.signature.version,
+            adapter=adapter.lower(),
+            quantization=under.signature.quantization,
+        ),
+        notes=[f"base: {under.source.location}", *under.notes],
+    )
+
+
+def _base_at_hand(name: str | None, parts: _Parts, *, insist: bool) -> tuple[Ledger | None, str]:
+    if name is None:
+        return None, "cannot be looked for"
+    places = [Path(name).expanduser()]
+    if isinstance(parts.repository, LocalFolder):
+        places.append(parts.repository.path / name)
+    place = next((str(path) for path in places if path.exists()), None)
+    if place is None and _HUB_ID.fullmatch(name):
+        from weighbridge.formats.hub import cached_snapshot
+
+        snapshot = cached_snapshot(name, "main")
+        place = str(snapshot) if snapshot else None
+    if place is None:
+        if insist:
+            return open_model(name), ""
+        return None, "is not at hand"
+    try:
+        return open_model(place), ""
+    except WeighError as error:
+        if insist:
+            raise
+        return None, f"cannot be read ({error.what})"

@@ -1,0 +1,80 @@
+"""Several files that hold one model: read together, checked against their index."""
+
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import msgspec
+
+from weighbridge.formats.header import Header
+from weighbridge.ledger import Row
+from weighbridge.ledger.errors import Malformed, NotFound
+
+LARGEST_INDEX = 100_000_000
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def shards_of(raw: bytes, name: str, present: Mapping[str, int]) -> dict[str, str]:
+    """The index's {tensor: shard}.
+
+    Raises:
+        Malformed: not an index, or one that points outside its folder.
+        NotFound: shards that are not there.
+    """
+    try:
+        weight_map = msgspec.json.decode(raw, type=_Index).weight_map
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Malformed(f"{name} is not an index of shards ({error})", fix="download it again") from None
+    if not weight_map:
+        raise Malformed(f"{name} lists no tensor", fix="download it again")
+    shards = set(weight_map.values())
+    for shard in shards:
+        if shard.startswith(("/", "\\")) or ".." in shard.split("/") or "\\" in shard or ":" in shard:
+            raise Malformed(f"{name} points outside its folder: {shard!r}", fix="do not trust this model")
+    missing = sorted(shards - present.keys())
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise NotFound(f"{name} lists shards that are not there: {', '.join(missing[:3])}{more}", fix="download them")
+    return weight_map
+
+
+def join(headers: Sequence[tuple[str, Header]], weight_map: Mapping[str, str] | None) -> Header:
+    """One header of many. `headers` are (file name, header); `weight_map` is the index's, where there is one.
+
+    Raises:
+        Malformed: a tensor in two files, or files and index that disagree.
+    """
+    if len(headers) == 1 and weight_map is None:
+        return headers[0][1]
+    rows: list[Row] = []
+    metadata: dict[str, object] = {}
+    aliases: dict[str, str] = {}
+    held: dict[str, str] = {}
+    for file, header in headers:
+        rows += header.rows
+        held |= dict.fromkeys([row[0] for row in header.rows], file)
+        metadata = {**header.metadata, **metadata}
+        aliases |= header.aliases
+    if len(held) != len(rows):
+        names: set[str] = set()
+        twice = next(row.name for row in rows if row.name in names or names.add(row.name))
+        raise Malformed(f"{twice!r} lies in two of the files", fix="the folder mixes two models: name one with --file")
+    if weight_map is not None and weight_map != held:
+        _explain_difference(held, weight_map)
+    return Header(rows=rows, metadata=metadata, aliases=aliases)
+
+
+def _explain_difference(held: Mapping[str, str], weight_map: Mapping[str, str]) -> NoReturn:
+    fix = "a shard of another model, or a stale index: download it again"
+    for name, file in held.items():
+        stated = weight_map.get(name)
+        if stated != file:
+            where = f"the index has it in {stated}" if stated else "the index does not know it"
+            raise Malformed(f"{file} holds {name!r}; {where}", fix=fix)
+    missing = weight_map.keys() - held.keys()
+    name = min(missing)
+    raise Malformed(
+        f"the index lists {len(missing)} tensors that no shard holds, {name!r} in {weight_map[name]} first", fix=fix
+    )

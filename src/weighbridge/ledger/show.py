@@ -1,0 +1,263 @@
+"""The report of `weigh show`: what is in a model, counted."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from weighbridge.ledger import explain as formulas
+from weighbridge.ledger.errors import Unknown
+from weighbridge.ledger.families import BUFFER, EXTRA, TIED_COPIES
+from weighbridge.ledger.glossary import short
+from weighbridge.ledger.ledger import Ledger
+from weighbridge.ledger.report import Bar, Block, Line, Report, Table, Title
+from weighbridge.ledger.units import Bytes, Count
+
+# What people call an extra, and what it is.
+_EXTRAS = {
+    "tied_copies": "copies of tensors that the model has once",
+    "mtp_layers": "multi-token-prediction layers, which the model class does not load",
+    "mtp_copies": "embedding and head stored once more for multi-token prediction",
+    "quantization_scales": "turn quantized codes back into values",
+    "quantization_zero_points": "the code that means zero, per group",
+    "quantization_index": "which group a column belongs to",
+    "quantization_state": "shapes and code tables of quantized weights",
+    "activation_scales": "scales of quantized activations",
+    "kv_cache_scales": "scales of a quantized KV cache",
+}
+
+
+def show(
+    ledger: Ledger, *, layers: bool = False, tensors: str | None = None, explain: bool = False, beside: Sequence[Block] = ()
+) -> Report:
+    """What is in one model. `tensors` is a glob of the names to list; `beside` stands after the tables (training state).
+
+    Raises:
+        Unknown: packed weights whose number of elements cannot be told.
+    """
+    data = _data(ledger, layers=layers, tensors=tensors, explain=explain)
+    blocks: list[Block] = [
+        Title(text=str(ledger.signature), detail=f"{ledger.source} · {_extent(ledger)}"),
+        _headline(ledger),
+        _roles(ledger),
+        *_dtypes(ledger),
+        *_buffers(ledger),
+        *_extras(ledger),
+        *beside,
+    ]
+    if layers:
+        blocks.append(_layers(ledger))
+    if tensors is not None:
+        blocks.append(_tensors(ledger, tensors))
+    if explain:
+        blocks += [Title(text="How these counts come about"), *(Line(text=line) for line in _explained(ledger))]
+    blocks += [Line(text=f"note: {note}", faint=True) for note in ledger.notes]
+    return Report(verb="show", data=data, blocks=blocks)
+
+
+def side_by_side(ledgers: Sequence[Ledger]) -> Report:
+    """Several models, one row each."""
+    rows = []
+    for ledger in ledgers:
+        counts = ledger.by_role()
+        biggest = max(counts, key=lambda role: counts[role]) if counts else "-"
+        dtypes = list(ledger.by_dtype())
+        rows.append(
+            (
+                str(ledger.signature),
+                f"{ledger.total:,}",
+                _or_unknown(lambda ledger=ledger: ledger.active),
+                f"{ledger.buffers:,}",
+                f"{sum(ledger.extras.values()):,}",
+                ledger.nbytes.human(),
+                dtypes[0] if dtypes else "-",
+                f"{biggest} {counts[biggest] / ledger.total:.0%}" if counts else "-",
+            )
+        )
+    columns = ("model", ">parameters", ">active", ">buffers", ">extras", ">stored", "mostly", "largest role")
+    return Report(
+        verb="show",
+        data={"models": [_data(ledger, layers=False, tensors=None, explain=False) for ledger in ledgers]},
+        blocks=[Title(text=f"{len(ledgers)} models"), Table(columns=columns, rows=rows)],
+    )
+
+
+def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -> dict[str, object]:
+    patterns: dict[str, int] = {}
+    for family in ledger.families:
+        if family.kind == BUFFER:
+            patterns[family.pattern] = patterns.get(family.pattern, 0) + family.total
+    data: dict[str, object] = {
+        "signature": str(ledger.signature),
+        "source": str(ledger.source),
+        "format": ledger.format,
+        "files": len(ledger.source.files),
+        "tensors": len(ledger),
+        "bytes": ledger.nbytes,
+        "parameters": {
+            "total": ledger.total,
+            "active": _or_none(lambda: ledger.active),
+            "active_excluding_input_embedding": _or_none(lambda: ledger.active_excluding_input_embedding),
+            "trainable": ledger.trainable,
+            "weights": ledger.weights,
+            "biases": ledger.biases,
+            "by_role": ledger.by_role(),
+            "by_dtype": ledger.by_dtype(),
+        },
+        "buffers": {"total": ledger.buffers, "by_name_pattern": patterns},
+        "extras": {"total": Count(sum(ledger.extras.values())), "by_name": ledger.extras},
+        "stored": {"elements": ledger.stored, "packed": ledger.packed},
+        "ties": ledger.ties,
+        "architecture": ledger.architecture.to_dict(),
+        "notes": list(ledger.notes),
+    }
+    if layers:
+        data["layers"] = ledger.by_layer()
+    if tensors is not None:
+        data["tensor_list"] = [
+            {
+                "name": t.name,
+                "dtype": t.dtype.name,
+                "shape": list(t.shape),
+                "role": t.role,
+                "kind": t.kind,
+                "extra": t.extra,
+                "elements": t.elements,
+                "layer": t.layer,
+                "expert": t.expert,
+                "bias": t.bias,
+                "trainable": t.trainable,
+                "tied_to": t.tied_to,
+                "bytes": t.nbytes,
+                "file": ledger.source.files[t.file].name,
+                "offset": t.offset,
+            }
+            for t in ledger.tensors
+            if fnmatchcase(t.name, tensors)
+        ]
+    if explain:
+        data["explain"] = {
+            "total": formulas.total(ledger),
+            "active": _or_none(lambda: formulas.active(ledger)),
+            "by_role": formulas.by_role(ledger),
+            "stored": _reconciliation(ledger),
+        }
+    return data
+
+
+def _or_none(value: Callable[[], object]) -> object:
+    try:
+        return value()
+    except Unknown:
+        return None
+
+
+def _or_unknown(value: Callable[[], int]) -> str:
+    try:
+        return f"{value():,}"
+    except Unknown:
+        return "unknown"
+
+
+def _extent(ledger: Ledger) -> str:
+    files = len(ledger.source.files)
+    return f"{ledger.format}, {len(ledger):,} tensors in {files:,} file{'s' * (files != 1)}, {ledger.nbytes.human()}"
+
+
+def _headline(ledger: Ledger) -> Table:
+    rows = [("parameters", f"{ledger.total:,}", short("parameter"))]
+    rows += [("  weights", f"{ledger.weights:,}", short("weight")), ("  biases", f"{ledger.biases:,}", short("bias"))]
+    try:
+        without = ledger.active_excluding_input_embedding
+        rows.append(("  active", f"{ledger.active:,}", f"{short('active')} ({without:,} without the input embedding)"))
+    except Unknown as unknown:
+        rows.append(("  active", "unknown", str(unknown)))
+    rows.append(("  trainable", f"{ledger.trainable:,}", short("trainable")))
+    rows.append(("buffers", f"{ledger.buffers:,}", short("buffer")))
+    if ledger.extras:
+        rows.append(("extras", f"{sum(ledger.extras.values()):,}", short("extra")))
+    rows.append(("activations", "-", short("activation")))
+    return Table(columns=("", ">", ""), rows=rows)
+
+
+def _roles(ledger: Ledger) -> Table:
+    total = ledger.total or 1
+    rows = [
+        (role, f"{count:,}", f"{count / total:.1%}", Bar(share=count / total))
+        for role, count in ledger.by_role().items()
+    ]
+    return Table(columns=("role", ">parameters", ">share", ""), rows=rows)
+
+
+def _dtypes(ledger: Ledger) -> list[Block]:
+    sizes: dict[str, int] = {}
+    for family in ledger.parameters:
+        sizes[family.dtype.name] = sizes.get(family.dtype.name, 0) + sum(row.nbytes for row in family.rows)
+    rows = [
+        (name, f"{count:,}", Bytes(sizes[name]).human(), f"{sizes[name] * 8 / count:.4g}" if count else "-")
+        for name, count in ledger.by_dtype().items()
+    ]
+    return [Table(columns=("dtype", ">parameters", ">bytes", ">bits each"), rows=rows)]
+
+
+def _buffers(ledger: Ledger) -> list[Block]:
+    families = [family for family in ledger.families if family.kind == BUFFER]
+    if not families:
+        return []
+    families.sort(key=lambda family: -family.total)
+    rows = [(family.pattern, f"{len(family.rows):,} x {list(family.shape)}", f"{family.total:,}") for family in families]
+    shown = rows[:8]
+    if len(rows) > len(shown):
+        rest = sum(family.total for family in families[8:])
+        shown.append((f"and {len(rows) - 8} more", "", f"{rest:,}"))
+    return [Table(columns=("buffers", "", ">elements"), rows=shown)]
+
+
+def _extras(ledger: Ledger) -> list[Block]:
+    if not ledger.extras:
+        return []
+    rows = [(name.replace("_", " "), f"{count:,}", _EXTRAS[name]) for name, count in ledger.extras.items()]
+    table = Table(columns=("extras", ">elements", ""), rows=rows)
+    return [table, Line(text=_reconciliation(ledger), faint=True)]
+
+
+def _reconciliation(ledger: Ledger) -> str:
+    """Parameters, buffers and extras against what the files hold: what a hub's own total is made of."""
+    terms = [f"{ledger.total:,} parameters"]
+    if ledger.buffers:
+        terms.append(f"{ledger.buffers:,} buffers")
+    terms += [f"{count:,} {name.replace('_', ' ')}" for name, count in ledger.extras.items()]
+    whole = int(ledger.stored + ledger.packed)
+    tail = f", stored packed in {ledger.stored:,}" if ledger.packed else ""
+    return f"{' + '.join(terms)} = {whole:,} elements{tail}"
+
+
+def _layers(ledger: Ledger) -> Table:
+    table = ledger.by_layer()
+    roles = [role for role in ledger.by_role() if any(role in counts for counts in table.values())]
+    rows = [
+        (key or "(outside)", f"{sum(counts.values()):,}", *(f"{counts[r]:,}" if r in counts else "" for r in roles))
+        for key, counts in table.items()
+    ]
+    return Table(columns=("layer", ">parameters", *(f">{role}" for role in roles)), rows=rows)
+
+
+def _tensors(ledger: Ledger, glob: str) -> Table:
+    rows = []
+    for tensor in ledger.tensors:
+        if not fnmatchcase(tensor.name, glob):
+            continue
+        kind = (tensor.extra or "").replace("_", " ") or (tensor.kind if tensor.kind != "parameter" else tensor.role)
+        if tensor.kind == EXTRA and tensor.extra == TIED_COPIES and tensor.tied_to:
+            kind = f"copy of {tensor.tied_to}"
+        shape = " x ".join(str(n) for n in tensor.shape) or "scalar"
+        rows.append((tensor.name, tensor.dtype.name, shape, f"{tensor.elements:,}", kind))
+    return Table(columns=("tensor", "dtype", "shape", ">elements", "what"), rows=rows)
+
+
+def _explained(ledger: Ledger) -> list[str]:
+    lines = [f"total: {formulas.total(ledger)}"]
+    lines += [f"{role}: {formula}" for role, formula in formulas.by_role(ledger).items()]
+    try:
+        lines.append(f"active: {formulas.active(ledger)}")
+    except Unknown as unknown:
+        lines.append(f"active: not known, because {unknown}")
+    return [*lines, f"stored: {_reconciliation(ledger)}"]

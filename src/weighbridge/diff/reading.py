@@ -1,9 +1,10 @@
 """A file's bytes through windows of bounded size, by the fastest way that cannot crash.
 
-Mapped pages are hashed in place, a third faster than bytes copied by read(); but a mapping kills the process (SIGBUS)
-when another one truncates the file, or the disk fails. So a window is mapped only under two guards of Linux: a read
-lease, by which the kernel holds back whoever would write to the file until we let go, and MADV_POPULATE_READ, which
-turns a disk's failure into an error. Where either is refused, and on other systems, bytes are copied with preadv.
+Pages that the kernel holds in memory are hashed in place, a third faster than copied by read(); but a mapping kills the
+process (SIGBUS) when another one truncates the file, or the disk fails. So a window is mapped only under two guards of
+Linux: a read lease, by which the kernel holds back whoever would write to the file until we let go, and
+MADV_POPULATE_READ, which turns a disk's failure into an error. Where either is refused, on other systems, and where the
+disk must be waited for anyway, bytes are copied with preadv.
 """
 
 import mmap
@@ -84,7 +85,8 @@ class NearWindows:
         try:
             if not _holds(self._fd):
                 raise OSError("another process wants to write")
-            self._ahead(start, end)
+            if not self._in_memory(start, end):
+                return False
             self._map = mmap.mmap(self._fd, end - start, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED, offset=start)
             self._map.madvise(_POPULATE_READ)
         except (OSError, ValueError):
@@ -95,13 +97,14 @@ class NearWindows:
         self._start, self._view = start, memoryview(self._map)
         return True
 
-    def _ahead(self, start: int, end: int) -> None:
-        """Asks for the next window now, and waits for this one here, where other threads can run meanwhile."""
-        if self._map is None and start < end:
-            os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_WILLNEED)
-        if end < self._stop:
-            os.posix_fadvise(self._fd, end, min(self._window, self._stop - end), os.POSIX_FADV_WILLNEED)
-        os.pread(self._fd, 1, end - 1)
+    def _in_memory(self, start: int, end: int) -> bool:
+        """Whether the kernel has these pages already, to judge by three of them; if not, copying reads ahead better."""
+        try:
+            for at in (start, (start + end) // 2, end - 1):
+                os.preadv(self._fd, [bytearray(1)], at, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        return True
 
     def _copied(self, offset: int) -> None:
         if self._buffer is None:

@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable
 
 from weighbridge.formats.inert import Global, Meter, Record
-from weighbridge.formats.torch_contents import children, is_module
+from weighbridge.formats.torch_contents import children, module_state
 
-Value = str | int | float | bool | None | list[str | int | float | bool | None]
+Scalar = str | int | float | bool | None
+Value = Scalar | list[Scalar]
 
 _DEEPEST = 6
 _LONGEST_TEXT = 1000
@@ -17,12 +18,20 @@ _MOST = 10_000
 
 _SECRET_NAME = re.compile(r"(token|password|passwd|passphrase|secret|key|credentials?|cookie|authorization)$", re.I)
 # Special tokens of a vocabulary: settings, not secrets.
-_SPECIAL_TOKEN = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video|eot|eop|prefix|suffix)_token$", re.I)
+_SPECIAL_TOKEN = re.compile(
+    r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video|eot|eop|prefix|suffix)_token$", re.I
+)
 _SECRET_VALUE = re.compile(
     r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_|AKIA[A-Z0-9]{12,}|xox[abp]-"
     r"|eyJ[A-Za-z0-9_-]{20,}\.|-----BEGIN|://[^/\s:@]*:[^/\s@]+@"
 )
-_NONE_SUCH = object()
+
+
+class _Other:
+    """What is neither a scalar nor a list of them."""
+
+
+_OTHER = _Other()
 
 
 def is_secret(name: str, value: object) -> bool:
@@ -51,13 +60,13 @@ def _into(value: object, name: str, found: dict[str, Value], meter: Meter, *, de
     meter.spend(64 + 2 * len(name))
     if len(found) >= _MOST or depth > _DEEPEST:
         return
-    plain = _plain(value)
-    if plain is not _NONE_SUCH:
+    plain = _plain(value, meter)
+    if not isinstance(plain, _Other):
         if not is_secret(name, plain):
-            found[name] = plain  # type: ignore[assignment]
-    elif not is_module(value):
-        listed = []
-        for key, child in children(value):
+            found[name] = plain
+    elif module_state(value) is None:
+        listed: list[tuple[object, object]] = []
+        for key, child in children(value, meter):
             if len(listed) > _WIDEST:
                 return
             listed.append((key, child))
@@ -66,25 +75,32 @@ def _into(value: object, name: str, found: dict[str, Value], meter: Meter, *, de
                 _into(child, f"{name}.{key}" if name else str(key), found, meter, depth=depth + 1)
 
 
-def _plain(value: object) -> object:
-    """A scalar or list of scalars as it is to be shown; `_NONE_SUCH` for anything else."""
-    if type(value) in (list, tuple):
-        items = [_scalar(item) for item in value[: _LONGEST_LIST + 1]]  # type: ignore[index]
-        return _NONE_SUCH if len(items) > _LONGEST_LIST or _NONE_SUCH in items else items
-    return _scalar(value)
+def _plain(value: object, meter: Meter) -> "Value | _Other":
+    """A scalar or list of scalars as it is to be shown."""
+    if not isinstance(value, list | tuple):
+        return _scalar(value)
+    if len(value) > _LONGEST_LIST:
+        return _OTHER
+    meter.spend(24 * len(value))
+    items: list[Scalar] = []
+    for item in value:
+        scalar = _scalar(item)
+        if isinstance(scalar, _Other):
+            return scalar
+        items.append(scalar)
+    return items
 
 
-def _scalar(value: object) -> object:
-    if value is None or type(value) in (bool, float):
-        return value
-    if type(value) is int:
-        return value if abs(value) < 1 << 64 else _NONE_SUCH
-    if type(value) is str:
-        return value if len(value) <= _LONGEST_TEXT else _NONE_SUCH
-    if type(value) is Global and value.module == "torch":
-        return f"torch.{value.name}"
+def _scalar(value: object) -> "Scalar | _Other":
     # An enum member is its class, called with its value.
-    if type(value) is Record and len(value.arguments) == 1 and value.state is None and value.items is None:
-        (argument,) = value.arguments
-        return argument if type(argument) in (str, int, bool) else _NONE_SUCH
-    return _NONE_SUCH
+    if isinstance(value, Record) and len(value.arguments) == 1 and value.state is None and value.items is None:
+        value = value.arguments[0]
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 64 else _OTHER
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST_TEXT else _OTHER
+    if isinstance(value, Global) and value.module == "torch":
+        return f"torch.{value.name}"
+    return _OTHER

@@ -1,8 +1,9 @@
 """From what a user types to a ledger."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weighbridge.formats import config as configs
@@ -12,7 +13,7 @@ from weighbridge.formats.folder import LocalFolder, Repository, read_small
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
 from weighbridge.ledger import Architecture, File, Ledger, Row, Signature, Source
-from weighbridge.ledger.errors import Malformed, NotFound, WeighError
+from weighbridge.ledger.errors import Malformed, NotFound, Refused, WeighError
 
 Progress = Callable[[int, int], None]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
@@ -54,12 +55,18 @@ def open_model(
     Raises:
         WeighError: every way in which this can fail, with its mend.
     """
+    parts = _parts(spec, file=file, offline=offline, progress=progress)
+    if parts.choice.kind == "adapter":
+        return _with_base(parts, base=base, offline=offline)
+    if base is not None:
+        raise Refused(f"{spec} is no adapter", fix="leave --base out")
+    return _ledger(parts)
+
+
+def _parts(spec: str, *, file: str | None, offline: bool, progress: Progress | None) -> _Parts:
     repository, selector, file = _repository(spec, file, offline=offline)
     prefetch = getattr(repository, "prefetch", None)
-    parts = _read(repository, selector=selector, file=file, prefetch=prefetch, progress=progress)
-    if parts.choice.kind == "adapter":
-        return _with_base(parts, base=base)
-    return _ledger(parts)
+    return _read(repository, selector=selector, file=file, prefetch=prefetch, progress=progress)
 
 
 def local_folder(spec: str) -> Path | None:
@@ -208,68 +215,60 @@ def _notes(parts: _Parts) -> list[str]:
     return []
 
 
-def _with_base(parts: _Parts, *, base: str | None) -> Ledger:
+def _with_base(parts: _Parts, *, base: str | None, offline: bool) -> Ledger:
     """An adapter with its base before it, when that is at hand: here, or in the hub's cache."""
     name = base or peft.base_of(parts.adapter_config)
-    under, why = _base_at_hand(name, parts, insist=base is not None)
+    under, why = _base_at_hand(name, parts, insist=base is not None, offline=offline)
     adapter = parts.repository.base
+    copies = peft.copies(parts.header.rows, parts.adapter_config)
     if under is None:
-        named = naming.signature(
-            base=name or "unknown-base",
-            adapter=adapter,
-            version=parts.repository.version,
-            architecture=Architecture(),
-            metadata={},
-            config={},
-        )
         return Ledger(
             source=Source(location=parts.repository.location, files=parts.files),
             format="peft",
             rows=parts.header.rows,
             metadata=parts.header.metadata,
-            aliases=parts.header.aliases,
+            aliases={**copies, **parts.header.aliases},
             adapter_files=range(len(parts.files)),
-            signature=named,
+            signature=Signature(base_model=(name or "unknown-base").lower(), adapter=adapter.lower()),
             notes=[f"the base {name or 'is not named and'} {why}: only the adapter's own tensors are counted"],
         )
     first = len(under.source.files)
-    rows = [*under.rows, *(Row(r.name, r.dtype, r.shape, r.file + first, r.offset, r.nbytes) for r in parts.header.rows)]
+    own = [Row(r.name, r.dtype, r.shape, r.file + first, r.offset, r.nbytes) for r in parts.header.rows]
     return Ledger(
         source=Source(location=parts.repository.location, files=[*under.source.files, *parts.files]),
         format="peft",
-        rows=rows,
+        rows=[*under.rows, *own],
         architecture=under.architecture,
         metadata={**under.metadata, **parts.header.metadata},
-        aliases={**under.ties, **parts.header.aliases},
+        aliases={**under.ties, **copies, **parts.header.aliases},
         adapter_files=range(first, first + len(parts.files)),
-        signature=Signature(
-            base_model=under.signature.base_model,
-            version=under.signature.version,
-            adapter=adapter.lower(),
-            quantization=under.signature.quantization,
-        ),
+        signature=replace(under.signature, adapter=adapter.lower()),
         notes=[f"base: {under.source.location}", *under.notes],
     )
 
 
-def _base_at_hand(name: str | None, parts: _Parts, *, insist: bool) -> tuple[Ledger | None, str]:
+def _base_at_hand(
+    name: str | None, parts: _Parts, *, insist: bool, offline: bool
+) -> tuple[Ledger | None, str]:
+    """(the base, "") or (None, why not). A base that the user names may come from the hub and must be readable."""
     if name is None:
         return None, "cannot be looked for"
     places = [Path(name).expanduser()]
     if isinstance(parts.repository, LocalFolder):
         places.append(parts.repository.path / name)
-    place = next((str(path) for path in places if path.exists()), None)
+    place = next((os.path.normpath(path) for path in places if path.exists()), None)
     if place is None and _HUB_ID.fullmatch(name):
         from weighbridge.formats.hub import cached_snapshot
 
         snapshot = cached_snapshot(name, "main")
         place = str(snapshot) if snapshot else None
-    if place is None:
-        if insist:
-            return open_model(name), ""
+    if place is None and not insist:
         return None, "is not at hand"
     try:
-        return open_model(place), ""
+        under = _parts(place or name, file=None, offline=offline, progress=None)
+        if under.choice.kind == "adapter":
+            raise Refused(f"{name} is itself an adapter", fix="name the full model with --base")
+        return _ledger(under), ""
     except WeighError as error:
         if insist:
             raise

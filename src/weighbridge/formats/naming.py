@@ -25,13 +25,11 @@ def signature(
     metadata: Mapping[str, object],
     config: Mapping[str, object],
     version: str | None = None,
-    adapter: str | None = None,
 ) -> Signature:
     """A signature without a digest. Names are lower-cased: hub names differ in nothing but case only by mistake."""
     return Signature(
         base_model=base.lower(),
         version=version[:12] if version and _COMMIT.fullmatch(version) else version,
-        adapter=adapter.lower() if adapter else None,
         quantization=quantization(architecture, metadata, config),
     )
 

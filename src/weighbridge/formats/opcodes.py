@@ -1,7 +1,7 @@
 """What each opcode of a pickle does to the machine that reads it; `TABLE` has them by their byte.
 
-Sets become lists, because their members need not be hashable here. Out-of-band buffers and textual persistent ids do not
-occur in files and count as invalid.
+Sets become lists, because their members need not be hashable here. Out-of-band buffers and textual persistent ids do
+not occur in files and count as invalid.
 
 Source: CPython 3.11 `pickletools`, protocols 0 to 5.
 """
@@ -33,10 +33,17 @@ _F8 = struct.Struct(">d")
 
 def _number(form: str) -> Number:
     packed = struct.Struct(form)
-    return lambda machine: machine.number(packed)
+    size = packed.size
+
+    def number(machine: "Machine") -> int:
+        (value,) = packed.unpack_from(machine.data, machine.pos)
+        machine.pos += size
+        return value
+
+    return number
 
 
-_ONE, _TWO, _FOUR, _EIGHT = map(_number, ("<B", "<H", "<I", "<Q"))
+_ONE, _FOUR, _EIGHT = map(_number, ("<B", "<I", "<Q"))
 
 
 def _line_number(machine: "Machine") -> int:
@@ -311,7 +318,7 @@ def _build(machine: "Machine") -> None:
 
 
 def _persistent(machine: "Machine") -> None:
-    machine.meter.spend(128)
+    machine.meter.spend(192)
     machine.stack.append(machine.persistent(machine.stack.pop()))
 
 
@@ -323,7 +330,7 @@ def _extension(machine: "Machine") -> None:
 
 
 def _protocol(machine: "Machine") -> None:
-    if machine.number(struct.Struct("<B")) > 5:
+    if _ONE(machine) > 5:
         raise machine.malformed("a protocol beyond 5")
 
 
@@ -335,6 +342,7 @@ def _invalid(machine: "Machine") -> None:
     raise machine.malformed(f"no opcode {machine.data[machine.pos - 1]:#04x}")
 
 
+# Opcodes that do the same here stand together.
 _OPCODES: dict[bytes, Opcode] = {
     b"N": _constant(None),
     b"\x88": _constant(True),
@@ -344,36 +352,28 @@ _OPCODES: dict[bytes, Opcode] = {
     b"F": _line_float,
     b"J": _integer(_number("<i")),
     b"K": _integer_1,
-    b"M": _integer(_TWO),
-    b"I": _line_integer,
-    b"L": _line_integer,
+    b"M": _integer(_number("<H")),
+    b"IL": _line_integer,
     b"\x8a": _long(_ONE),
     b"\x8b": _long(_FOUR),
-    b"X": _string(_FOUR),
-    b"\x8c": _string(_ONE),
+    b"XT": _string(_FOUR),
+    b"\x8cU": _string(_ONE),
     b"\x8d": _string(_EIGHT),
-    b"T": _string(_FOUR),
-    b"U": _string(_ONE),
-    b"S": _line_string,
-    b"V": _line_string,
+    b"SV": _line_string,
     b"B": _bytes(_FOUR),
     b"C": _bytes(_ONE),
-    b"\x8e": _bytes(_EIGHT),
-    b"\x96": _bytes(_EIGHT),
+    b"\x8e\x96": _bytes(_EIGHT),
     b"(": _mark,
     b"t": _tuple,
     b"\x85": _short_tuple(1),
     b"\x86": _short_tuple(2),
     b"\x87": _short_tuple(3),
     b"}": _empty_dict,
-    b"]": _empty_list,
-    b"\x8f": _empty_list,
-    b"l": _list,
-    b"\x91": _list,
+    b"]\x8f": _empty_list,
+    b"l\x91": _list,
     b"d": _dict,
     b"a": _append,
-    b"e": _appends,
-    b"\x90": _appends,
+    b"e\x90": _appends,
     b"s": _set_item,
     b"u": _set_items,
     b"0": _pop,
@@ -397,8 +397,7 @@ _OPCODES: dict[bytes, Opcode] = {
     b"Q": _persistent,
     b"\x80": _protocol,
     b"\x95": _frame,
-    b"\x82": _extension,
-    b"\x83": _extension,
-    b"\x84": _extension,
+    b"\x82\x83\x84": _extension,
 }
-TABLE: tuple[Opcode, ...] = tuple(_OPCODES.get(bytes([code]), _invalid) for code in range(256))
+_BY_CODE = {code: opcode for codes, opcode in _OPCODES.items() for code in codes}
+TABLE: tuple[Opcode, ...] = tuple(_BY_CODE.get(code, _invalid) for code in range(256))

@@ -4,11 +4,14 @@ Source: PEFT 0.21 `save_pretrained`: `adapter_config.json` beside `adapter_model
 called `base_model.model.<module of the base>.lora_A.weight`, those of `modules_to_save` after the module itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from weighbridge.ledger import Row
 from weighbridge.ledger.errors import Malformed
+from weighbridge.ledger.roles import role_of
 
 CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."
 
 
 def base_of(config: Mapping[str, object]) -> str | None:
@@ -23,6 +26,21 @@ def base_of(config: Mapping[str, object]) -> str | None:
     return name or None
 
 
-def hyperparameters(config: Mapping[str, object]) -> dict[str, object]:
-    """What a person chose for this adapter: method, rank, alpha, targets and whatever else differs from nothing."""
-    return {key: value for key, value in sorted(config.items()) if value not in (None, {}, [], False, "")}
+def copies(rows: Iterable[Row], config: Mapping[str, object]) -> dict[str, str]:
+    """{stored name: name in the base} of tensors that an adapter stores although it did not train them.
+
+    PEFT saves embeddings beside an adapter that targets them, or whose vocabulary was resized: as `X.base_layer`, in
+    older versions under the module's own name. Trained are the adapter's own tensors, `modules_to_save`, and biases
+    where the config says so.
+    """
+    saved = config.get("modules_to_save")
+    trained = {part for name in saved for part in name.split(".")[-1:]} if isinstance(saved, list) else set()
+    with_biases = config.get("bias", "none") != "none"
+    found = {}
+    for row in rows:
+        parts = row.name.split(".")
+        own = role_of(row.name, row.shape) == "adapter" or not trained.isdisjoint(parts)
+        if own or (with_biases and parts[-1] == "bias") or not row.name.startswith(_PREFIX):
+            continue
+        found[row.name] = row.name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+    return found

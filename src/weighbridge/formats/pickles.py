@@ -18,7 +18,7 @@ from weighbridge.formats.opcodes import STOP, TABLE
 from weighbridge.ledger.errors import Malformed, Refused, Truncated
 
 # What one opcode is charged, so that a budget of memory bounds time as well.
-_STEP = 24
+_STEP = 32
 _LONGEST_LINE = 4096
 
 # Python 2 called them so, and protocol 2 still writes it.
@@ -85,12 +85,6 @@ class Machine:
         """The error to raise for a stream that ends too early."""
         return Truncated(f"{self.meter.name}: the pickle in it ends too early", fix="download it again")
 
-    def number(self, form: struct.Struct) -> int:
-        """The number at `pos`."""
-        (value,) = form.unpack_from(self.data, self.pos)
-        self.pos += form.size
-        return value
-
     def take(self, length: int, *, cost: int) -> bytes:
         """The `length` bytes at `pos`."""
         end = self.pos + length
@@ -140,14 +134,11 @@ class Machine:
             Refused: no checkpoint needs that call.
         """
         if type(function) is Record:
-            raise Refused(
-                f"{self.meter.name}: the pickle calls what {function.type} gave it, which no tensor file needs; nothing "
-                "was executed",
-                fix=SAFER,
-            )
+            told = f"the pickle calls what {function.type} gave it, which no tensor file needs; nothing was executed"
+            raise Refused(f"{self.meter.name}: {told}", fix=SAFER)
         if type(function) is not Global or type(arguments) is not tuple:
             raise self.malformed("a call of what is no function")
-        self.meter.spend(160)
+        self.meter.spend(128)
         return self._call(function, arguments, self.meter)
 
 

@@ -87,7 +87,10 @@ def _refuse_duplicates(raw: bytes, name: str) -> None:
             raise Malformed(f"{name} lists {twice!r} twice", fix="no reader can tell which one is meant")
         return record
 
-    json.loads(raw, object_pairs_hook=unique)
+    try:
+        json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{name}: the header is not what safetensors writes ({error})") from None
 
 
 def _rows(entries: dict[str, _Entry], file: File, index: int, *, start: int) -> list[Row]:

@@ -8,21 +8,16 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from weighbridge.formats.inert import Meter, Record
-from weighbridge.formats.torch_names import StoredTensor
+from weighbridge.formats.torch_names import StoredTensor, names
 from weighbridge.ledger.errors import Refused, Unknown
 
 Named = tuple[str, StoredTensor]
 
-# Keys that the model lies under, the surest first; those at the end are copies, used only where no other is.
-_MODEL_KEYS = (
-    "state_dict model_state_dict model_state model_dict model module net network params weights generator G "
-    "student teacher model_ema ema_state_dict ema_model params_ema G_ema ema shadow"
-).split()
-_RANK = {key: rank for rank, key in enumerate(_MODEL_KEYS)}
 # A dictionary under one of those may be a wrapper once more.
 _WRAPPED_AGAIN = frozenset(("state_dict", "model_state_dict", "model", "module"))
 
 _DEEPEST = 100
+_MOST_WRAPPERS = 4
 _LEAVES = (str, int, float, bool, bytes, type(None))
 
 
@@ -67,16 +62,21 @@ def sort_out(root: object, meter: Meter) -> Contents:
 def _find_model(root: object, contents: Contents, meter: Meter) -> object:
     """The state dict, module or tensor that is the model; what lies beside it goes where it belongs."""
     value = root
-    while _has_children(value) and not is_module(value) and not _is_script(value):
+    while (
+        len(contents.path) < _MOST_WRAPPERS
+        and _has_children(value)
+        and module_state(value) is None
+        and not _is_script(value)
+    ):
         groups: dict[str, object] = {}
         tensors: dict[str, StoredTensor] = {}
-        for key, child in children(value):
+        for key, child in children(value, meter):
             meter.spend(64)
             name = str(key)
             if type(child) is StoredTensor:
                 tensors[name] = child
             elif _is_optimizer_key(name) and _has_children(child):
-                contents.optimizers.extend(_optimizers_in(child))
+                contents.optimizers.extend(_optimizers_in(child, meter))
             elif is_optimizer(child):
                 contents.optimizers.append(child)
             elif _holds_tensors(child, meter):
@@ -97,7 +97,8 @@ def _find_model(root: object, contents: Contents, meter: Meter) -> object:
 def _choose(groups: dict[str, object], *, alone: bool, outermost: bool) -> str | None:
     """The group that is the model; None when all of it is."""
     if outermost:
-        known = min((key for key in groups if key in _RANK), key=_RANK.__getitem__, default=None)
+        rank = names().model_keys
+        known = min((key for key in groups if key in rank), key=rank.__getitem__, default=None)
         if known is not None:
             return known
     if alone and len(groups) == 1:
@@ -107,49 +108,54 @@ def _choose(groups: dict[str, object], *, alone: bool, outermost: bool) -> str |
     return None
 
 
-def children(value: object) -> Iterator[tuple[object, object]]:
+def children(value: object, meter: Meter) -> Iterator[tuple[object, object]]:
     """(key, value) of what a container or record holds."""
-    if type(value) is Record:
+    if isinstance(value, Record):
         # State with slots is a pair of dictionaries.
-        states = value.state if type(value.state) is tuple else (value.state,)
+        states = value.state[:2] if isinstance(value.state, tuple) else (value.state,)
         for held in (*states, value.items):
-            if type(held) in (dict, list):
-                yield from children(held)
-    elif type(value) is dict:
+            if isinstance(held, dict | list):
+                yield from children(held, meter)
+    elif isinstance(value, dict):
         for place, (key, child) in enumerate(value.items()):
+            meter.spend(24)
             yield key if isinstance(key, _LEAVES) else place, child
-    elif type(value) in (list, tuple):
-        yield from enumerate(value)  # type: ignore[arg-type]
+    elif isinstance(value, list | tuple):
+        for place, child in enumerate(value):
+            meter.spend(24)
+            yield place, child
 
 
 def _has_children(value: object) -> bool:
     return type(value) in (dict, list, tuple, Record)
 
 
-def is_module(value: object) -> bool:
-    """Whether a record is a pickled `nn.Module`."""
-    state = value.state if type(value) is Record else None
-    return type(state) is dict and type(state.get("_parameters")) is dict and type(state.get("_modules")) is dict
+def module_state(value: object) -> dict[object, object] | None:
+    """The attributes of a pickled `nn.Module`; None for anything else."""
+    state = value.state if isinstance(value, Record) else None
+    if isinstance(state, dict) and all(isinstance(state.get(own), dict) for own in ("_parameters", "_modules")):
+        return state
+    return None
 
 
 def _is_script(value: object) -> bool:
     """Whether a record is a module of TorchScript, whose attributes are its tensors and submodules."""
-    return type(value) is Record and value.type.module.partition(".")[0] == "__torch__"
+    return isinstance(value, Record) and value.type.module.partition(".")[0] == "__torch__"
 
 
 def is_optimizer(value: object) -> bool:
     """Whether a value is an optimizer's state dict, or an optimizer pickled whole."""
-    held = value.state if type(value) is Record else value
-    return type(held) is dict and type(held.get("param_groups")) is list and "state" in held
+    held = value.state if isinstance(value, Record) else value
+    return isinstance(held, dict) and isinstance(held.get("param_groups"), list) and "state" in held
 
 
 def _is_optimizer_key(key: str) -> bool:
     return "optim" in key.lower() or key in ("opt", "opt_state")
 
 
-def _optimizers_in(value: object) -> list[object]:
+def _optimizers_in(value: object, meter: Meter) -> list[object]:
     """What lies under an optimizer's key: one optimizer, or a list of them."""
-    return [child for _, child in children(value)] if type(value) in (list, tuple) else [value]
+    return [child for _, child in children(value, meter)] if type(value) in (list, tuple) else [value]
 
 
 def _holds_tensors(value: object, meter: Meter) -> bool:
@@ -161,7 +167,7 @@ def _holds_tensors(value: object, meter: Meter) -> bool:
             return True
         if _has_children(found) and id(found) not in seen:
             seen.add(id(found))
-            for _, child in children(found):
+            for _, child in children(found, meter):
                 if not isinstance(child, _LEAVES):
                     meter.spend(64)
                     waiting.append(child)
@@ -180,7 +186,7 @@ class _Walk:
         apart: Set[int] = frozenset(),
         optimizers: bool = False,
     ) -> None:
-        """`found` and `buffers` are filled; what `apart` identifies is left out, and so are optimizers but on demand."""
+        """`found` and `buffers` are filled. What `apart` identifies is left out, and optimizers unless wanted."""
         self._found = found
         self._meter = meter
         self._buffers = buffers
@@ -191,7 +197,7 @@ class _Walk:
 
     def into(self, value: object, name: str) -> None:
         """Everything beneath `value`, which is called `name`."""
-        self._meter.spend(64 + 2 * len(name))
+        self._meter.spend(128 + 2 * len(name))
         if type(value) is StoredTensor:
             self._meter.spend(400)
             self._found.append((name, value))
@@ -203,45 +209,41 @@ class _Walk:
             return
         if len(self._above) > _DEEPEST:
             raise Refused(f"{self._meter.name}: its pickle nests deeper than {_DEEPEST} levels")
-        if type(value) is Record and not is_module(value):
+        module = module_state(value)
+        if type(value) is Record and module is None:
             # Objects refer to one another in every direction; only modules have several names by right.
             if id(value) in self._seen:
                 return
             self._seen.add(id(value))
         self._above.add(id(value))
-        if is_module(value):
-            self._into_module(value, name)
+        if module is not None:
+            self._into_module(module, name)
         else:
-            for key, child in children(value):
+            for key, child in children(value, self._meter):
                 if not isinstance(child, _LEAVES):
                     self.into(child, _join(name, key))
         self._above.discard(id(value))
 
-    def _into_module(self, module: object, name: str) -> None:
-        state = module.state  # type: ignore[attr-defined]
-        transient = state.get("_non_persistent_buffers_set")
-        hidden = {key for key in transient if type(key) is str} if type(transient) is list else set()
-        for key, child in state["_parameters"].items():
-            if child is not None:
-                self._own(child, _join(name, key))
-        for key, child in _dictionary(state.get("_buffers")).items():
-            if child is not None and key not in hidden:
+    def _into_module(self, state: dict[object, object], name: str) -> None:
+        transient = {key for _, key in children(state.get("_non_persistent_buffers_set"), self._meter)}
+        for key, child in children(state["_parameters"], self._meter):
+            self._own(child, _join(name, key))
+        for key, child in children(state.get("_buffers"), self._meter):
+            if child is not None and key not in transient:
                 self._own(child, _join(name, key))
                 if self._buffers is not None:
                     self._buffers.append(_join(name, key))
-        for key, child in state["_modules"].items():
-            if child is not None:
-                self.into(child, _join(name, key))
+        for key, child in children(state["_modules"], self._meter):
+            self.into(child, _join(name, key))
 
     def _own(self, child: object, name: str) -> None:
+        """A parameter or buffer of a module: a tensor, or None where the module has the name alone."""
+        if child is None:
+            return
         if type(child) is not StoredTensor:
-            kind = child.type if type(child) is Record else type(child).__name__
+            kind = str(child.type) if isinstance(child, Record) else type(child).__name__
             raise Unknown(f"{self._meter.name}: {name!r} is a {kind}, whose data is not where a tensor's is")
         self.into(child, name)
-
-
-def _dictionary(value: object) -> dict[object, object]:
-    return value if type(value) is dict else {}
 
 
 def _join(name: str, key: object) -> str:
@@ -251,7 +253,7 @@ def _join(name: str, key: object) -> str:
 def _refuse_lost_tensor(value: object, name: str) -> None:
     """A tensor that was pickled in a way that is not read must not go uncounted."""
     if (
-        type(value) is Record
+        isinstance(value, Record)
         and value.type.module.partition(".")[0] == "torch"
         and value.type.name.endswith(("Tensor", "Parameter", "Buffer"))
     ):

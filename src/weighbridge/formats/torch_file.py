@@ -11,9 +11,11 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
+from typing import TypeVar
 
-from weighbridge.formats import torch_names
+from weighbridge.formats import torch_calls, torch_names
 from weighbridge.formats.header import Header
 from weighbridge.formats.hyperparameters import Value, flatten
 from weighbridge.formats.inert import Meter, Record
@@ -23,23 +25,17 @@ from weighbridge.formats.torch_contents import Contents, Named, children, sort_o
 from weighbridge.formats.torch_names import Storage, StoredTensor
 from weighbridge.formats.torch_zip import Archive, Ends
 from weighbridge.ledger import DTYPES, File, Row, read_exactly
-from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown, WeighError
+from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_LARGEST_PICKLE = 64 << 20
-# Bytes of memory, as estimated, that reading may take beside the pickle itself. A real tensor costs some 2,000.
-_BUDGET = 120_000_000
+_LARGEST_PICKLE = 32 << 20
+# Bytes of memory, as estimated, that reading may take beside the pickle itself. A real tensor costs some 2,800 of them.
+_BUDGET = 160_000_000
 # A legacy file does not say how long its pickles are, so more of it is read until they end.
 _WINDOWS = (1 << 18, 1 << 22, _LARGEST_PICKLE)
 _MOST_ELEMENTS = 1 << 62
 _UNLISTED_WIDTHS = {"bits16": 2}  # of the dtypes that no ledger type stands for, the one that is not a byte wide
-
-# Where a run keeps its settings, beside the model.
-_SETTINGS = frozenset(
-    "args config cfg hparams hyper_parameters hyperparameters model_args model_config train_args training_args "
-    "options opts dims ds_config".split()
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,38 +98,44 @@ def read_settings(file: File) -> dict[str, Value]:
         Refused, Malformed, Truncated: as `read` does.
     """
     opened = _open(file)
-    return opened.guard(lambda: flatten(((str(key), value) for key, value in children(opened.root)), opened.meter))
+    return opened.guard(
+        lambda: flatten(((str(key), value) for key, value in children(opened.root, opened.meter)), opened.meter)
+    )
 
 
 def _hyperparameters(contents: Contents, meter: Meter) -> dict[str, Value]:
     named: list[tuple[str, object]] = []
     for place, optimizer in enumerate(contents.optimizers):
         prefix = f"{place}." if len(contents.optimizers) > 1 else ""
-        groups = dict(children(optimizer)).get("param_groups")
-        for number, group in children(groups):
+        groups = dict(children(optimizer, meter)).get("param_groups")
+        for number, group in children(groups, meter):
             # "params" lists which parameters the group has: thousands of numbers, none of them a setting.
-            settings = ((key, value) for key, value in children(group) if key != "params")
+            settings = ((key, value) for key, value in children(group, meter) if key != "params")
             named += [(f"{prefix}param_groups.{number}.{key}", value) for key, value in settings]
     for key, value in contents.rest.items():
-        if key in _SETTINGS or not isinstance(value, dict | list | tuple | Record):
+        if key in torch_names.names().settings_keys or not isinstance(value, dict | list | tuple | Record):
             named.append((key, value))
     return flatten(named, meter)
 
 
-Place = Callable[[Storage], tuple[int, int]]
+Places = Mapping[str, tuple[int, int]]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Opened:
-    """A checkpoint's object, and `place`, which finds storages: (offset in the file, bytes)."""
+    """A checkpoint's object, and `locate`, which finds storages: {key: (offset in the file, bytes)}."""
 
-    name: str
-    meter: Meter
-    root: object
-    contents: Contents
-    locate: Callable[[Iterable[Storage]], Mapping[str, tuple[int, int]]]
+    def __init__(self, root: object, *, meter: Meter, locate: Callable[[Iterable[str]], Places]) -> None:
+        self.root = root
+        self.meter = meter
+        self.name = meter.name
+        self._locate = locate
 
-    def guard(self, work: Callable[[], dict[str, Value]]) -> dict[str, Value]:
+    @cached_property
+    def contents(self) -> Contents:
+        return self.guard(lambda: sort_out(self.root, self.meter))
+
+    def guard(self, work: Callable[[], T]) -> T:
         return _guarded(self.name, work)
 
     def header(self, index: int) -> Header:
@@ -142,12 +144,12 @@ class _Opened:
         return Header(rows=header.rows, metadata=buffers | dict(header.metadata), aliases=header.aliases)
 
     def rows(self, named: list[Named], index: int) -> Header:
-        return _guarded(self.name, lambda: self._rows(named, index))
+        return self.guard(lambda: self._rows(named, index))
 
     def _rows(self, named: list[Named], index: int) -> Header:
         metadata: dict[str, object] = {}
-        plain = [part for name, tensor in named for part in _parts(name, tensor, metadata)]
-        places = self.locate({tensor.storage.key: tensor.storage for _, tensor in plain if tensor.storage}.values())
+        plain = [part for name, tensor in named for part in self._parts(name, tensor, metadata)]
+        places = self._locate(dict.fromkeys(tensor.storage.key for _, tensor in plain if tensor.storage))
         rows: dict[str, Row] = {}
         strides: dict[str, list[int]] = {}
         aliases: dict[str, str] = {}
@@ -168,17 +170,33 @@ class _Opened:
             metadata["strides"] = strides
         return Header(rows=list(rows.values()), metadata=metadata, aliases=aliases)
 
-    def _row(self, name: str, tensor: StoredTensor, places: Mapping[str, tuple[int, int]], index: int) -> Row:
+    def _parts(self, name: str, tensor: StoredTensor, metadata: dict[str, object]) -> list[Named]:
+        """The plain tensors that a tensor subclass is made of, named as torchao names them in safetensors."""
+        if tensor.inner is None:
+            return [(name, tensor)]
+        held = [(str(key), part) for key, part in children(tensor.inner, self.meter) if isinstance(part, StoredTensor)]
+        if len(held) == 1 and held[0][1].shape == tensor.shape:
+            return [(name, held[0][1])]
+        if "qdata" not in dict(held):
+            return [(name, tensor)]
+        kind = tensor.inner.type.name
+        metadata[name] = json.dumps({"_type": kind, "_data": {"shape": list(tensor.shape)}})
+        module, _, leaf = name.rpartition(".")
+        return [(f"{module}._{leaf}_{key}", part) for key, part in held]
+
+    def _row(self, name: str, tensor: StoredTensor, places: Places, index: int) -> Row:
         storage = tensor.storage
         if tensor.problem or storage is None:
             raise Unknown(f"{self.name}: {name!r} {tensor.problem}", fix="save it as plain tensors")
-        listed = torch_names.DTYPES.get(tensor.dtype)
+        listed = torch_names.names().dtypes.get(tensor.dtype)
         if listed is None:
             raise Unknown(f"{self.name}: {name!r} has dtype torch.{tensor.dtype}, which is not known here")
         dtype, shape, width = DTYPES[listed], tensor.shape, _width(tensor.dtype)
-        start, size = places[storage.key]
-        if storage.view is not None:
-            start, size = start + storage.view[0] * _width(storage.dtype), storage.view[1] * _width(storage.dtype)
+        start, held = places[storage.key]
+        first, elements = storage.view or (0, storage.numel)
+        start, size = start + first * _width(storage.dtype), elements * _width(storage.dtype)
+        if storage.numel * _width(storage.dtype) > held:
+            raise Truncated(f"{self.name}: {name!r} needs more than the {held:,} bytes of its storage")
         count = prod(shape)
         reach = tensor.offset + sum((n - 1) * stride for n, stride in zip(shape, tensor.strides, strict=True)) + 1
         if count > _MOST_ELEMENTS or (count and reach * width > size):
@@ -192,7 +210,7 @@ class _Opened:
 
 def _width(dtype: str) -> int:
     """Bytes of an element of torch's; one float4_e2m1fn_x2 is a pair."""
-    listed = torch_names.DTYPES.get(dtype)
+    listed = torch_names.names().dtypes.get(dtype)
     return DTYPES[listed].block_bytes if listed else _UNLISTED_WIDTHS.get(dtype, 1)
 
 
@@ -205,25 +223,10 @@ def _contiguous(tensor: StoredTensor) -> bool:
     return True
 
 
-def _parts(name: str, tensor: StoredTensor, metadata: dict[str, object]) -> list[Named]:
-    """The plain tensors that a tensor subclass is made of, named as torchao names them in safetensors."""
-    if tensor.inner is None:
-        return [(name, tensor)]
-    held = [(str(key), part) for key, part in children(tensor.inner) if type(part) is StoredTensor]
-    if len(held) == 1 and held[0][1].shape == tensor.shape:
-        return [(name, held[0][1])]
-    if "qdata" not in dict(held):
-        return [(name, tensor)]
-    kind = tensor.inner.type.name
-    metadata[name] = json.dumps({"_type": kind, "_data": {"shape": list(tensor.shape)}})
-    module, _, leaf = name.rpartition(".")
-    return [(f"{module}._{leaf}_{key}", part) for key, part in held]
-
-
 # Containers
 
 
-def _guarded[T](name: str, work: Callable[[], T]) -> T:
+def _guarded(name: str, work: Callable[[], T]) -> T:
     """Whatever a forged file makes fail is the file's fault."""
     try:
         return work()
@@ -236,16 +239,22 @@ def _guarded[T](name: str, work: Callable[[], T]) -> T:
 def _open(file: File) -> _Opened:
     start = file.read(0, 512)
     if start[257:262] == b"ustar":
-        raise Refused(f"{file.name} is in the tar format of PyTorch before 0.1.10", fix="load it and save it again")
+        raise Refused(f"{file.name} is in the tar format of early PyTorch", fix="load it and save it again")
     if start.startswith(b"version https://git-lfs"):
         raise Malformed(f"{file.name} is a Git LFS pointer, not the file itself", fix="git lfs pull")
     return _guarded(file.name, lambda: _open_zip(file) if start.startswith(b"PK\x03\x04") else _open_legacy(file))
 
 
-def _machine(data: bytes, meter: Meter) -> Machine:
-    return Machine(
-        data, meter=meter, admit=torch_names.admit, call=torch_names.call, persistent=torch_names.storage
-    )
+def _machine(data: bytes, meter: Meter, storages: dict[str, Storage]) -> Machine:
+    """The machine for torch's pickles; `storages` takes in those that the pickle refers to, by key."""
+
+    def persistent(identity: object) -> object:
+        found = torch_names.storage(identity)
+        if isinstance(found, Storage):
+            storages.setdefault(found.key, found)
+        return found
+
+    return Machine(data, meter=meter, admit=torch_names.admit, call=torch_calls.call, persistent=persistent)
 
 
 def _open_zip(file: File) -> _Opened:
@@ -255,22 +264,17 @@ def _open_zip(file: File) -> _Opened:
     if "byteorder" in archive and archive.read("byteorder", largest=64) != b"little":
         raise Refused(f"{file.name} holds big-endian numbers", fix="save it again on a little-endian machine")
     meter = Meter(file.name, _BUDGET)
-    root = _machine(archive.read("data.pkl", largest=_LARGEST_PICKLE), meter).load()
+    root = _machine(archive.read("data.pkl", largest=_LARGEST_PICKLE), meter, {}).load()
 
-    def locate(storages: Iterable[Storage]) -> Mapping[str, tuple[int, int]]:
-        sizes = {}
-        for storage in storages:
-            record = archive.record(f"data/{storage.key}")
-            size = storage.numel * _width(storage.dtype)
-            if record.method or record.flags & 1:
-                raise Refused(f"{file.name}: its tensors are compressed", fix="save it again with torch.save")
-            if record.size < size:
-                raise Truncated(f"{file.name}: storage {storage.key!r} has {record.size:,} bytes of {size:,}")
-            sizes[storage.key] = size
-        places = archive.places(f"data/{key}" for key in sizes)
-        return {key: (places[f"data/{key}"], size) for key, size in sizes.items()}
+    def locate(keys: Iterable[str]) -> Places:
+        names = {key: f"data/{key}" for key in keys}
+        records = {key: archive.record(name) for key, name in names.items()}
+        if any(record.method or record.flags & 1 for record in records.values()):
+            raise Refused(f"{file.name}: its tensors are compressed or encrypted", fix="save it again with torch.save")
+        places = archive.places(names.values())
+        return {key: (places[names[key]], record.size) for key, record in records.items()}
 
-    return _Opened(name=file.name, meter=meter, root=root, contents=sort_out(root, meter), locate=locate)
+    return _Opened(root, meter=meter, locate=locate)
 
 
 def _open_legacy(file: File) -> _Opened:
@@ -287,9 +291,10 @@ def _open_legacy(file: File) -> _Opened:
 
 def _read_legacy(file: File, data: bytes) -> _Opened:
     meter = Meter(file.name, _BUDGET)
-    machine = _machine(data, meter)
+    storages: dict[str, Storage] = {}
+    machine = _machine(data, meter, storages)
     if machine.load() != _MAGIC:
-        raise Malformed(f"{file.name} is a pickle, but torch.save did not write it", fix="save it with torch.save")
+        raise Malformed(f"{file.name} is a pickle that torch.save did not write", fix="save it with torch.save")
     version, system = machine.load(), machine.load()
     if version != _PROTOCOL or not isinstance(system, dict):
         raise Malformed(f"{file.name}: not the PyTorch format that it claims to be")
@@ -297,25 +302,19 @@ def _read_legacy(file: File, data: bytes) -> _Opened:
         raise Refused(f"{file.name} holds big-endian numbers", fix="save it again on a little-endian machine")
     root = machine.load()
     keys = machine.load()
-    if type(keys) is not list or not all(type(key) in (str, int) for key in keys):
+    if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
         raise Malformed(f"{file.name}: its list of storages is none")
     order, base = [str(key) for key in keys], machine.pos
-
-    def locate(_: Iterable[Storage]) -> Mapping[str, tuple[int, int]]:
-        return _legacy_places(file, order, machine.storages, base)
-
-    return _Opened(name=file.name, meter=meter, root=root, contents=sort_out(root, meter), locate=locate)
+    return _Opened(root, meter=meter, locate=lambda _: _legacy_places(file, order, storages, base))
 
 
-def _legacy_places(
-    file: File, order: list[str], storages: Mapping[str, Storage], base: int
-) -> Mapping[str, tuple[int, int]]:
-    """Each storage is its number of elements in 8 bytes, then they. Their numbers are checked where that is cheap."""
+def _legacy_places(file: File, order: list[str], storages: Mapping[str, Storage], base: int) -> Places:
+    """Each storage is its number of elements in 8 bytes, then they. The number is checked where that is cheap."""
     places: dict[str, tuple[int, int]] = {}
     for key in order:
         storage = storages.get(key)
         if storage is None or key in places:
-            raise Malformed(f"{file.name}: storage {key!r} is listed, but no tensor has it")
+            raise Malformed(f"{file.name}: storage {key!r} is listed, but not once and not for a tensor")
         size = storage.numel * _width(storage.dtype)
         if isinstance(file, LocalFile) and int.from_bytes(read_exactly(file, base, 8), "little") != storage.numel:
             raise Malformed(f"{file.name}: storage {key!r} is not where it should be", fix="download it again")

@@ -111,7 +111,9 @@ class Archive:
         """
         record = self.record(name)
         if record.size > largest or record.packed > largest:
-            raise Refused(f"{self._file.name}: its {name} has {record.size:,} bytes, over the {largest:,} of a real one")
+            raise Refused(
+                f"{self._file.name}: its {name} has {record.size:,} bytes, over the {largest:,} of a real one"
+            )
         raw = read_exactly(self._file, self.places([name])[name], record.packed)
         if record.method == _DEFLATED:
             raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, record.size + 1)
@@ -190,7 +192,9 @@ def _directory(raw: bytes, count: int, name: str) -> dict[str, Record]:
         if at + _CENTRAL.size > len(raw):
             raise Truncated(f"{name}: the zip's directory is incomplete", fix="download it again")
         field = _CENTRAL.unpack_from(raw, at)
-        signature, flags, method, crc, packed, size, *lengths = (field[place] for place in (0, 3, 4, 7, 8, 9, 10, 11, 12))
+        signature, flags, method, crc, packed, size, *lengths = (
+            field[place] for place in (0, 3, 4, 7, 8, 9, 10, 11, 12)
+        )
         start = at + _CENTRAL.size
         middle, end = start + lengths[0], start + sum(lengths)
         if signature != b"PK\x01\x02" or end > len(raw):

@@ -13,14 +13,15 @@ def total(ledger: Ledger) -> str:
 
     Families that occur once per layer stand inside the bracket of that many layers, the others by themselves.
     """
-    return f"{_sum(ledger.parameters)} = {ledger.total:,}"
+    return f"{_sum(ledger.parameters, ledger.architecture.layers)} = {ledger.total:,}"
 
 
 def by_role(ledger: Ledger) -> dict[str, str]:
     """The formula of each role's count."""
-    counts = ledger.by_role()
+    layers = ledger.architecture.layers
     return {
-        role: f"{_sum([f for f in ledger.parameters if f.role == role])} = {count:,}" for role, count in counts.items()
+        role: f"{_sum([f for f in ledger.parameters if f.role == role], layers, named=False)} = {count:,}"
+        for role, count in ledger.by_role().items()
     }
 
 
@@ -37,25 +38,27 @@ def active(ledger: Ledger) -> str:
     )
 
 
-def _sum(families: Sequence[Family]) -> str:
-    layers = _layers(families)
-    once: Counter[tuple[str, int, tuple[int, ...], int]] = Counter()
+def _sum(families: Sequence[Family], layers: int | None, *, named: bool = True) -> str:
+    """Embeddings first, then the layers, then the rest: the order in which a token meets them."""
+    times = _usual(families)
+    first: list[str] = []
+    last: list[str] = []
     inside: Counter[tuple[tuple[int, ...], int]] = Counter()
     for family in families:
         count = len(family.rows)
-        if layers and count % layers == 0:
-            inside[family.shape, family.elements] += count // layers
+        if times and count % times == 0:
+            inside[family.shape, family.elements] += count // times
         else:
-            once[family.role, count, family.shape, family.elements] += 1
-    terms = [f"{role} {_term(n * count, shape, elements)}" for (role, count, shape, elements), n in once.items()]
+            term = _term(count, family.shape, family.elements)
+            (first if family.role == "embedding" else last).append(f"{family.role} {term}" if named else term)
     if inside:
         body = " + ".join(_term(n, shape, elements) for (shape, elements), n in inside.items())
-        terms.append(f"{layers:,} layers x ({body})")
-    return " + ".join(terms) or "0"
+        first.append(f"{times:,}{' layers' if times == layers else ''} x ({body})")
+    return " + ".join(first + last) or "0"
 
 
-def _layers(families: Iterable[Family]) -> int:
-    """How many times the most usual layer occurs: the count that most families share."""
+def _usual(families: Iterable[Family]) -> int:
+    """How many times the most usual block occurs: the count that most families share."""
     counts = Counter(len(family.rows) for family in families if len(family.rows) > 1)
     return counts.most_common(1)[0][0] if counts else 0
 

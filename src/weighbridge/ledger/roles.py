@@ -48,6 +48,8 @@ def role_of(pattern: str, shape: Sequence[int]) -> str:
     for part in parts[:-1]:
         if part in towers:
             return towers[part]
+    if len(parts) == 2 and parts[0] in _table("root"):
+        return _table("root")[parts[0]]
     modules = parts[:-1] if parts[-1] in _PLAIN_LEAVES and len(parts) > 1 else parts
     if _is_norm(modules):
         return "norm"

@@ -16,7 +16,7 @@ from weighbridge.ledger.errors import Malformed, NotFound, Refused
 
 _WINDOW = 16 << 20
 _MEMORY = 128 << 20  # of all threads' windows together
-_FAR_WORKERS = 8  # they wait for the network more than for a core
+_FAR_WORKERS = 4  # they wait for the network more than for a core
 _MOST_WORKERS = 32
 _WIDE = 32 << 20  # a smaller tensor is not worth waking all cores for
 _PATIENCE = 0.1  # seconds between two reports of progress

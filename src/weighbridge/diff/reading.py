@@ -20,7 +20,7 @@ from weighbridge.ledger.errors import Truncated
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _POPULATE_READ = 22  # Linux 5.14; Python has no name for it yet
 _COPIED = 1 << 20  # stays in a core's cache between the copy and the hash
-_FETCHED = 8 << 20
+_FETCHED = 20 << 20  # more than a far file keeps for rereading, so that nothing piles up
 
 
 class Windows(Protocol):

@@ -97,11 +97,10 @@ class Client:
         limit: int,
         offset: int | None = None,
         timeout: float | None = None,
-        attempts: int | None = None,
     ) -> Reply:
         """A whole resource of at most `limit` bytes; with `offset`, the `limit` bytes from there or up to its end.
 
-        `timeout` and `attempts` are for this request, instead of the client's own.
+        `timeout` is for this request, instead of the client's own.
 
         Raises:
             Unreachable: no answer in all attempts, or not in time.
@@ -109,7 +108,7 @@ class Client:
             Malformed: an answer against the protocol, or a body of more than `limit` bytes.
             Refused: a redirect to somewhere unsafe, or a server that cannot send a part from deep within a file.
         """
-        timeout, attempts = timeout or self.timeout, attempts or self.attempts
+        timeout = timeout or self.timeout
         body, failures = b"", 0
         while True:
             start = None if offset is None else offset + len(body)
@@ -119,19 +118,19 @@ class Client:
                 # What came is kept: the next request asks for the rest.
                 body += b"" if offset is None else cut.body
                 failures = failures + 1 if offset is None or len(cut.body) < _PROGRESS else 1
-                if failures >= attempts:
+                if failures >= self.attempts:
                     raise Truncated(f"{_host(url)}: the answer keeps breaking off ({cut})", fix=_OFFLINE) from None
                 self._sleep(_backoff(failures))
                 continue
             except DROPPED as error:
                 failures += 2 if isinstance(error, TimeoutError) else 1
-                if failures >= attempts or not _may_pass(error):
+                if failures >= self.attempts or not _may_pass(error):
                     raise _unreachable(url, error, timeout) from None
                 self._sleep(_backoff(failures))
                 continue
             if reply.status in _TEMPORARY:
                 failures += 1
-                self._sleep(self._pause(reply, failures, attempts))
+                self._sleep(self._pause(reply, failures))
                 continue
             body += reply.body
             # A server may send less than was asked for; the rest is asked for again.
@@ -139,7 +138,7 @@ class Client:
             if not short or reply.size is None or start is None or start + len(reply.body) >= reply.size:
                 return replace(reply, body=body)
 
-    def _pause(self, reply: Reply, failures: int, attempts: int) -> float:
+    def _pause(self, reply: Reply, failures: int) -> float:
         """Seconds until a busy server may be asked again; raises when it is too long, or has been too often."""
         why = "too many requests" if reply.status == 429 else f"error {reply.status}"
         asked = _retry_after(reply.headers)
@@ -148,7 +147,7 @@ class Client:
                 f"{_host(reply.url)} answers with {why} and asks for a pause of {asked:.0f} s",
                 fix="try again then; --offline uses the local cache",
             )
-        if failures >= attempts:
+        if failures >= self.attempts:
             again = f", and asks for another {asked:.0f} s" if asked else ""
             raise Unreachable(
                 f"{_host(reply.url)} answered {failures} times with {why}{again}",

@@ -1,7 +1,8 @@
 """Models in the local store of Ollama: `ollama:NAME[:TAG]`.
 
-Source: Ollama 0.12, its store's layout: `manifests/HOST/NAMESPACE/NAME/TAG` is a JSON list of layers, each a file
-`blobs/sha256-DIGEST`; the layer of type `application/vnd.ollama.image.model` is a GGUF.
+Source: Ollama's own code (manifest.go, paths.go), as of 2026-11. `manifests-v2/HOST/NAMESPACE/NAME/TAG`, before
+that `manifests/...`, is a JSON list of layers, or a list of such lists for several runners; a layer is a file
+`blobs/sha256-DIGEST`, and the one of type `application/vnd.ollama.image.model` is a GGUF.
 """
 
 import difflib
@@ -16,8 +17,12 @@ from weighbridge.formats.local import LocalFile
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown
 
 _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
+# Where manifests lie, newest layout first, and what Ollama's own registry is called there.
+_LAYOUTS = {"manifests-v2": "ollama.com", "manifests": _HOST}
+_LIST = "application/vnd.ollama.manifest.list.v2+json"
+_MOST_RUNNERS = 16
 _PART = re.compile(r"[A-Za-z0-9_][\w.\-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 _LAYER = "application/vnd.ollama.image."
 _LARGEST = 4 << 20  # of a manifest or a config; real ones take kilobytes
 _NEAR = 5
@@ -25,7 +30,7 @@ _NEAR = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OllamaModel:
-    """A model of the store. `files` names it for readers: `NAME.gguf`, and `mmproj-N.gguf` for image projectors.
+    """A model of the store. `files` names its blobs for readers: `model.gguf`, and `mmproj-N.gguf` for projectors.
 
     `adapters` are LoRA files that Ollama applies when it loads the model; they are not among `files`.
     `metadata` is what Ollama says of the model: `model_family`, `model_type` ("8.0B"), `file_type` ("Q4_K_M").
@@ -51,23 +56,23 @@ def find(spec: str, *, environ: Mapping[str, str] = os.environ) -> OllamaModel:
 
     Raises:
         NotFound: no such model, or one of its layers is not there; names near it are listed.
-        Malformed: a manifest that is none. Truncated: a layer shorter than the manifest says.
+        Malformed: a manifest that is none.
+        Truncated: a layer shorter than the manifest says.
         Refused: a manifest that points outside the store.
         Unknown: a model that Ollama keeps tensor by tensor, not as a GGUF.
     """
     wanted = _parts(spec.removeprefix("ollama:"), spec)
     roots = stores(environ)
     for root in roots:
-        manifest = _manifest(root, wanted)
-        if manifest is not None:
-            return _model(root, _json(manifest, spec), spec, wanted)
-    known = sorted({name for root in roots for name in installed(root)})
-    asked = _short(wanted)
-    near = difflib.get_close_matches(asked, known, n=_NEAR, cutoff=0.4)
-    near = [name for name in known if name.partition(":")[0] == asked.partition(":")[0]][:_NEAR] or near
+        path = _manifest(root, wanted)
+        if path is not None:
+            return _model(root, _for_gguf(root, _json(path, spec), spec), spec, wanted)
+    asked, known = _short(wanted), sorted({name for root in roots for name in installed(root)})
     if not known:
         raise NotFound(f"no model {asked}: Ollama's store is empty or not there", fix=f"ollama pull {asked}")
-    raise NotFound(f"no model {asked} in Ollama's store", fix=f"it has {', '.join(near or known[:_NEAR])}")
+    other_tags = [name for name in known if name.partition(":")[0] == asked.partition(":")[0]]
+    near = other_tags or difflib.get_close_matches(asked, known, n=_NEAR, cutoff=0.4) or known
+    raise NotFound(f"no model {asked} in Ollama's store", fix=f"it has {', '.join(near[:_NEAR])}")
 
 
 def stores(environ: Mapping[str, str] = os.environ) -> list[Path]:
@@ -82,11 +87,12 @@ def stores(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 def installed(root: Path) -> Iterator[str]:
     """The names of the models in a store, as `ollama list` shows them."""
-    folder = root / "manifests"
-    for path in folder.glob("*/*/*/*"):
-        if not path.name.startswith(".") and path.is_file():
-            host, namespace, name, tag = path.relative_to(folder).parts
-            yield _short((host, namespace, name, tag))
+    for layout, own in _LAYOUTS.items():
+        folder = root / layout
+        for path in folder.glob("*/*/*/*"):
+            if not path.name.startswith(".") and path.is_file():
+                host, namespace, name, tag = path.relative_to(folder).parts
+                yield _short((_HOST if host == own else host, namespace, name, tag))
 
 
 def _parts(name: str, spec: str) -> tuple[str, str, str, str]:
@@ -109,17 +115,24 @@ def _short(parts: tuple[str, str, str, str]) -> str:
 
 
 def _manifest(root: Path, parts: tuple[str, str, str, str]) -> Path | None:
-    """The manifest's path. Ollama's names do not differ in case only, a file system's may."""
-    path = root / "manifests"
-    for part in parts:
-        if (path / part).exists():
-            path = path / part
-            continue
-        try:
-            path = next(entry for entry in path.iterdir() if entry.name.lower() == part.lower())
-        except (StopIteration, OSError):
-            return None
-    return path if path.is_file() else None
+    host, *rest = parts
+    for layout, own in _LAYOUTS.items():
+        path: Path | None = root / layout
+        for part in (own if host in (_HOST, own) else host, *rest):
+            path = path and _entry(path, part)
+        if path and path.is_file():
+            return path
+    return None
+
+
+def _entry(folder: Path, name: str) -> Path | None:
+    """An entry of a folder. Two of Ollama's names never differ in case alone, what the user types may."""
+    if (folder / name).exists():
+        return folder / name
+    try:
+        return next((entry for entry in folder.iterdir() if entry.name.lower() == name.lower()), None)
+    except OSError:
+        return None
 
 
 def _json(path: Path, name: str) -> dict[str, object]:
@@ -133,34 +146,47 @@ def _json(path: Path, name: str) -> dict[str, object]:
     return found
 
 
-def _model(root: Path, manifest: Mapping[str, object], spec: str, parts: tuple[str, str, str, str]) -> OllamaModel:
+def _layers(manifest: Mapping[str, object], kind: str) -> list[Mapping[str, object]]:
     listed = manifest.get("layers")
-    layers = [layer for layer in listed if isinstance(layer, dict)] if isinstance(listed, list) else []
+    layers = listed if isinstance(listed, list) else []
+    return [layer for layer in layers if isinstance(layer, dict) and layer.get("mediaType") == _LAYER + kind]
 
-    def blobs(kind: str) -> list[tuple[Path, int]]:
-        return [_blob(root, layer, spec) for layer in layers if layer.get("mediaType") == _LAYER + kind]
 
-    models = blobs("model")
+def _for_gguf(root: Path, manifest: dict[str, object], spec: str) -> Mapping[str, object]:
+    """Of a list for several runners, the one whose weights are a GGUF; any other manifest as it is."""
+    if manifest.get("mediaType") != _LIST:
+        return manifest
+    children = manifest.get("manifests")
+    found: list[Mapping[str, object]] = []
+    for child in children[:_MOST_RUNNERS] if isinstance(children, list) else ():
+        if isinstance(child, dict) and not child.get("layers") and child.get("digest"):
+            child = _json(_blob(root, {"digest": child["digest"]}, spec)[0], spec)
+        if isinstance(child, dict):
+            found.append(child)
+    return next((child for child in found if _layers(child, "model")), found[0] if found else {})
+
+
+def _model(root: Path, manifest: Mapping[str, object], spec: str, parts: tuple[str, str, str, str]) -> OllamaModel:
+    models = [_blob(root, layer, spec) for layer in _layers(manifest, "model")]
     if not models:
-        if any(layer.get("mediaType") == f"{_LAYER}tensor" for layer in layers):
+        if _layers(manifest, "tensor"):
             raise Unknown(f"{spec} is kept tensor by tensor, not as a GGUF", fix="give the model it was made from")
-        raise Malformed(
-            f"{spec}: its manifest lists no weights", fix="a model that Ollama runs elsewhere has none here"
-        )
-    names = [f"{parts[2]}.gguf"]
+        raise Malformed(f"{spec} has no weights here", fix="pull a model that runs on this machine, not in the cloud")
+    names = ["model.gguf"]
     if len(models) > 1:
-        names = [f"{parts[2]}-{n:05d}-of-{len(models):05d}.gguf" for n in range(1, len(models) + 1)]
+        names = [f"model-{n:05d}-of-{len(models):05d}.gguf" for n in range(1, len(models) + 1)]
     found = dict(zip(names, models, strict=True))
-    found |= {f"mmproj-{n}.gguf": blob for n, blob in enumerate(blobs("projector"), start=1)}
+    for n, layer in enumerate(_layers(manifest, "projector"), start=1):
+        found[f"mmproj-{n}.gguf"] = _blob(root, layer, spec)
     config = manifest.get("config")
-    namespace, name, tag = parts[1:]
+    _, namespace, name, tag = parts
     return OllamaModel(
         location=spec,
         base=name if namespace == _NAMESPACE else f"{namespace}/{name}",
         version=None if tag == _TAG else tag,
-        files={name: size for name, (_, size) in found.items()},
-        paths={name: path for name, (path, _) in found.items()},
-        adapters=tuple(path for path, _ in blobs("adapter")),
+        files={file: size for file, (_, size) in found.items()},
+        paths={file: path for file, (path, _) in found.items()},
+        adapters=tuple(_blob(root, layer, spec)[0] for layer in _layers(manifest, "adapter")),
         metadata=_json(_blob(root, config, spec)[0], spec) if isinstance(config, dict) else {},
     )
 
@@ -170,15 +196,13 @@ def _blob(root: Path, layer: Mapping[str, object], spec: str) -> tuple[Path, int
     digest = _DIGEST.fullmatch(str(layer.get("digest")))
     if digest is None:
         raise Refused(f"{spec}: its manifest names a layer that is no digest", fix="ollama pull it again")
-    # Before 0.1.37, Ollama wrote a colon, which Windows does not allow.
-    for mark in "-:":
-        path = root / "blobs" / f"sha256{mark}{digest[1]}"
+    stated = layer.get("size")
+    for mark in "-:":  # a colon in stores of early versions
+        path = root / "blobs" / f"sha256{mark}{digest[1].lower()}"
         if path.is_file():
             size = path.stat().st_size
-            if isinstance(layer.get("size"), int) and layer["size"] != size:
-                raise Truncated(
-                    f"{spec}: a layer has {size:,} bytes, not {layer['size']:,}", fix="ollama pull it again"
-                )
+            if isinstance(stated, int) and stated != size:
+                raise Truncated(f"{spec}: a layer has {size:,} bytes, not {stated:,}", fix="ollama pull it again")
             return path, size
     raise NotFound(f"{spec}: its layer sha256-{digest[1][:12]} is not in the store", fix="ollama pull it again")
 

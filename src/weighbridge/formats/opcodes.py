@@ -200,8 +200,8 @@ def _store(machine: "Machine", target: object, items: list[object]) -> None:
         target = target.items
     if type(target) is not dict or len(items) % 2:
         raise machine.malformed("keys and values set on what is no dictionary")
-    # The first entry makes a table of 232 bytes; a table that grows holds 100 bytes an entry.
-    machine.meter.left -= 64 * len(items) + (0 if target else 168)
+    # The first entry makes a table of 232 bytes; one that grows holds 100 an entry, and the old beside the new.
+    machine.meter.left -= 88 * len(items) + (0 if target else 168)
     for place in range(0, len(items), 2):
         key = items[place]
         if type(key) is not str:
@@ -244,7 +244,7 @@ def _put(index: Number) -> Opcode:
         if not 0 <= place <= len(memo) + _LARGEST_MEMO_GAP:
             raise machine.malformed("a memo index out of order")
         if place > len(memo):
-            machine.meter.spend(8 * (place + 1 - len(memo)))
+            machine.meter.spend(16 * (place + 1 - len(memo)))
             memo.extend([_ABSENT] * (place + 1 - len(memo)))
         memo[place] = machine.stack[-1]
 

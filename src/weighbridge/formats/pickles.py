@@ -18,7 +18,7 @@ from weighbridge.formats.opcodes import STOP, TABLE
 from weighbridge.ledger.errors import Malformed, Refused, Truncated
 
 # What one opcode is charged, so that a budget of memory bounds time as well.
-_STEP = 32
+_STEP = 28
 _LONGEST_LINE = 4096
 
 # Python 2 called them so, and protocol 2 still writes it.

@@ -199,7 +199,7 @@ class _Walk:
         """Everything beneath `value`, which is called `name`."""
         self._meter.spend(128 + 2 * len(name))
         if type(value) is StoredTensor:
-            self._meter.spend(400)
+            self._meter.spend(360)
             self._found.append((name, value))
             return
         _refuse_lost_tensor(value, name)

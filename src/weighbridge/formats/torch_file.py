@@ -29,9 +29,9 @@ from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, U
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_LARGEST_PICKLE = 32 << 20
-# Bytes of memory, as estimated, that reading may take beside the pickle itself. A real tensor costs some 2,800 of them.
-_BUDGET = 160_000_000
+_LARGEST_PICKLE = 24 << 20
+# Bytes of memory, as estimated, that reading may take beside the pickle itself. A real tensor costs some 2,900 of them.
+_BUDGET = 176_000_000
 # A legacy file does not say how long its pickles are, so more of it is read until they end.
 _WINDOWS = (1 << 18, 1 << 22, _LARGEST_PICKLE)
 _MOST_ELEMENTS = 1 << 62

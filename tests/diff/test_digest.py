@@ -22,9 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from weighbridge.diff import Digest, cached, digest
+from weighbridge.diff import Digest, cached, digest, reading, strided
 from weighbridge.diff import cache as cache_module
-from weighbridge.diff import reading, strided
 from weighbridge.diff.copies import left_out
 from weighbridge.formats import safetensors, torch_file
 from weighbridge.formats.local import LocalFile
@@ -220,14 +219,14 @@ def test_ways_of_reading_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert digest(ledger, cache=False).hex == right
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its own peak from /proc")
 def test_memory_stays_small_whatever_the_size(tmp_path: Path) -> None:
-    size = 1 << 30
+    size = 1 << 29
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(size)
     for parts in (1, 7):
         code = f"""
-        import resource
         from pathlib import Path
         from weighbridge.diff import digest
         from weighbridge.formats.local import LocalFile
@@ -235,7 +234,9 @@ def test_memory_stays_small_whatever_the_size(tmp_path: Path) -> None:
         each = {size} // {parts}
         rows = [Row(str(at), DTYPES["U8"], (each,), 0, at * each, each) for at in range({parts})]
         ledger = Ledger(source=Source(location="m", files=[LocalFile(Path({str(path)!r}))]), format="test", rows=rows)
-        print(digest(ledger).nbytes // each, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        found = digest(ledger)
+        peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1]
+        print(found.nbytes // each, int(peak) // 1024)
         """
         count, peak = run(code).split()
         assert int(count) == parts
@@ -403,7 +404,7 @@ def test_a_change_shows_even_when_size_and_time_of_modification_are_put_back(tmp
 
 @pytest.mark.parametrize("pause", [0, 0.001, 0.005])
 def test_a_write_right_after_the_reading_shows(tmp_path: Path, pause: float) -> None:
-    """File systems read a clock that ticks every few milliseconds: a stamp taken within a tick would vouch for nothing."""
+    """File systems read a clock that ticks every few milliseconds: within a tick, a stamp vouches for nothing."""
     path = saved(tmp_path, {"a": torch.zeros(4)}).source.files[0].path
     for value in range(1, 6):
         with path.open("r+b") as file:
@@ -553,9 +554,7 @@ def test_processes_share_the_cache(tmp_path: Path) -> None:
     runs = [subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     right = digest(ledger, cache=False).hex
     assert {run.communicate()[0].strip() for run in runs} == {right}
-    found = cached(ledger)
-    assert found is not None
-    assert found.hex == right
+    assert bytes_read(ledger) == 0
 
 
 def test_looking_into_the_cache_loads_nothing_heavy(tmp_path: Path) -> None:
@@ -623,7 +622,7 @@ def test_a_file_changed_while_it_is_read_is_an_error(
             path.with_suffix(".new").write_bytes(path.read_bytes())
             path.with_suffix(".new").replace(path)
 
-    with pytest.raises(Malformed, match="changed while it was being read|ends"):
+    with pytest.raises(Malformed, match=r"changed while it was being read|ends"):
         digest(ledger, progress=change)
     assert cached(ledger) is None
 
@@ -632,7 +631,7 @@ def test_a_file_cut_under_a_mapping_does_not_crash(tmp_path: Path) -> None:
     """Reading a mapped page beyond a file's new end would end the process by SIGBUS."""
     path = tmp_path / "sparse"
     with path.open("wb") as file:
-        file.truncate(1 << 30)
+        file.truncate(1 << 28)
     code = f"""
         import os, threading, time
         from pathlib import Path
@@ -641,10 +640,10 @@ def test_a_file_cut_under_a_mapping_does_not_crash(tmp_path: Path) -> None:
         from weighbridge.ledger import DTYPES, Ledger, Row, Source
         from weighbridge.ledger.errors import WeighError
         path = Path({str(path)!r})
-        open(path, "rb").read(1 << 30)  # in memory, hence mapped
+        open(path, "rb").read(1 << 28)  # in memory, hence mapped
         ledger = Ledger(source=Source(location="m", files=[LocalFile(path)]), format="test",
-                        rows=[Row("a", DTYPES["U8"], (1 << 30,), 0, 0, 1 << 30)])
-        threading.Timer(0.05, lambda: os.truncate(path, 1 << 20)).start()
+                        rows=[Row("a", DTYPES["U8"], (1 << 28,), 0, 0, 1 << 28)])
+        threading.Timer(0.01, lambda: os.truncate(path, 1 << 20)).start()
         try:
             digest(ledger, cache=False)
         except WeighError as error:

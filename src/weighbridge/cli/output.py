@@ -1,50 +1,60 @@
-"""How a report reaches the user: JSON, styled text on a terminal, plain text elsewhere."""
+"""What the verbs share: their common options, progress on stderr, the report on stdout."""
 
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from weighbridge.ledger.report import Report
 
+if TYPE_CHECKING:
+    from weighbridge.diff import Digest
+    from weighbridge.ledger import Ledger
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 offline = click.option("--offline", is_flag=True, help="Never open a connection: local files and the hub's cache only.")
+no_cache = click.option("--no-cache", is_flag=True, help="Read everything again, whatever was signed before.")
 file = click.option("--file", metavar="NAME", help="Which file of the folder or repository, when it holds several models.")
-base = click.option("--base", metavar="MODEL", help="The base model of an adapter, when it is not where the adapter says.")
+base = click.option("--base", metavar="MODEL", help="The base of an adapter, when it is not where the adapter says.")
 
 
 def emit(report: Report, *, as_json: bool) -> None:
-    """Prints a report to stdout."""
+    """Prints a report: JSON, styled text on a terminal, plain text elsewhere."""
     if as_json:
         json.dump(report.to_dict(), sys.stdout, indent=2)
         sys.stdout.write("\n")
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        Console(emoji=False, highlight=False, soft_wrap=False).print(report)
+        Console(emoji=False, highlight=False).print(report)
     else:
         print(report)
 
 
-def progress(label: str) -> tuple[Callable[[int, int], None] | None, Callable[[], None]]:
-    """(a callback of (done, total), what closes it): a bar on stderr when that is a terminal, else nothing."""
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback of (done, total) that draws a bar on stderr; None when stderr is no terminal."""
     if not sys.stderr.isatty():
-        return None, lambda: None
+        yield None
+        return
+    from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(transient=True, console=_stderr())
-    task = bar.add_task(label, total=None)
-    bar.start()
-
-    def advance(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-
-    return advance, bar.stop
+    with Progress(transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _stderr() -> Any:
-    from rich.console import Console
+def measure(
+    model: str, *, file: str | None, base: str | None, offline: bool, cache: bool
+) -> "tuple[Ledger, Digest]":
+    """`verbs.measure` with its two bars: headers, then values."""
+    from weighbridge import verbs
 
-    return Console(stderr=True)
+    with progress("headers") as opening, progress("values") as reading:
+        return verbs.measure(
+            model, file=file, base=base, offline=offline, cache=cache, opening=opening, reading=reading
+        )

@@ -3,7 +3,6 @@
 import click
 
 from weighbridge.cli import output
-from weighbridge.ledger.report import Report
 
 
 @click.command()
@@ -31,32 +30,20 @@ def show(
 
     Several MODELs are shown side by side.
     """
+    from weighbridge import verbs
+
     glob = match if match is not None else ("*" if tensors else None)
-    if len(models) > 1 and (layers or glob is not None or explain or file):
-        raise click.UsageError("--layers, --tensors, --match, --explain and --file are for one model at a time")
-    output.emit(_report(models, layers=layers, glob=glob, explain=explain, file=file, base=base, offline=offline), as_json=as_json)
-
-
-def _report(
-    models: tuple[str, ...],
-    *,
-    layers: bool,
-    glob: str | None,
-    explain: bool,
-    file: str | None,
-    base: str | None,
-    offline: bool,
-) -> Report:
-    from weighbridge.formats.models import open_model
-    from weighbridge.ledger.show import show, side_by_side
-
-    ledgers = []
-    for model in models:
-        advance, done = output.progress(f"headers of {model}")
-        try:
-            ledgers.append(open_model(model, file=file, base=base, offline=offline, progress=advance))
-        finally:
-            done()
-    if len(ledgers) > 1:
-        return side_by_side(ledgers)
-    return show(ledgers[0], layers=layers, tensors=glob, explain=explain)
+    if len(models) > 1 and (layers or glob is not None or explain or file or base):
+        raise click.UsageError("--layers, --tensors, --match, --explain, --file and --base are for one model at a time")
+    with output.progress("headers") as advance:
+        report = verbs.show(
+            *models,
+            layers=layers,
+            tensors=glob,
+            explain=explain,
+            file=file,
+            base=base,
+            offline=offline,
+            progress=advance,
+        )
+    output.emit(report, as_json=as_json)

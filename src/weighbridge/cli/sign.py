@@ -1,5 +1,7 @@
 """`weigh sign`: the parameter signature of a model."""
 
+from dataclasses import replace
+
 import click
 
 from weighbridge.cli import output
@@ -7,8 +9,8 @@ from weighbridge.cli import output
 
 @click.command()
 @click.argument("model")
-@click.option("--full", is_flag=True, help="All 256 bits of the digest in the signature, for proof instead of a name.")
-@click.option("--no-cache", is_flag=True, help="Read everything again, whatever was signed before.")
+@click.option("--full", is_flag=True, help="All 256 bits of the digest in the signature: for proof, not only for a name.")
+@output.no_cache
 @output.file
 @output.base
 @output.offline
@@ -20,12 +22,13 @@ def sign(
 
     The digest depends on names, dtypes, shapes and values, not on file format details, shard boundaries or order.
     """
-    from weighbridge.cli.signing import sign_model
+    from weighbridge import verbs
     from weighbridge.ledger.report import Line, Report, Table, Title
 
-    ledger, digest, signature = sign_model(model, file=file, base=base, offline=offline, full=full, cache=not no_cache)
+    ledger, digest = output.measure(model, file=file, base=base, offline=offline, cache=not no_cache)
+    signature = str(replace(ledger.signature, digest=digest.hex if full else digest.hex[: verbs.SHORT]))
     data = {
-        "signature": str(signature),
+        "signature": signature,
         "digest": digest.hex,
         "tensors": digest.tensors,
         "bytes": digest.nbytes,
@@ -34,5 +37,5 @@ def sign(
     }
     rows = [("digest", digest.hex), ("tensors", f"{digest.tensors:,}"), ("bytes", f"{digest.nbytes:,}")]
     notes = [Line(text=f"note: {note}", faint=True) for note in ledger.notes]
-    blocks = [Title(text=str(signature), detail=str(ledger.source)), Table(columns=("", ""), rows=rows), *notes]
+    blocks = [Title(text=signature, detail=str(ledger.source)), Table(columns=("", ""), rows=rows), *notes]
     output.emit(Report(verb="sign", data=data, blocks=blocks), as_json=as_json)

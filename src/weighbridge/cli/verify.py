@@ -3,12 +3,13 @@
 import click
 
 from weighbridge.cli import output
+from weighbridge.ledger import Signature
 
 
 @click.command()
 @click.argument("model")
 @click.argument("signature")
-@click.option("--no-cache", is_flag=True, help="Read everything again, whatever was signed before.")
+@output.no_cache
 @output.file
 @output.base
 @output.offline
@@ -20,33 +21,25 @@ def verify(
 
     The values decide. The names beside the digest are declared, not measured: differences are shown, not judged.
     """
-    from weighbridge.cli.signing import sign_model
-    from weighbridge.ledger import Signature
-    from weighbridge.ledger.errors import Malformed
+    from weighbridge import verbs
     from weighbridge.ledger.report import Line, Report, Table, Title
 
-    bare = signature.removeprefix("#").lower()
-    claim = Signature(base_model="any", digest=bare) if _is_digest(bare) else Signature.parse(signature)
-    if claim.digest is None:
-        raise Malformed(f"{signature!r} has no digest to verify", fix="`weigh sign` prints one")
-    ledger, found, measured = sign_model(
-        model, file=file, base=base, offline=offline, full=True, cache=not no_cache
-    )
-    same = found.hex.startswith(claim.digest)
-    bits = 4 * len(claim.digest)
-    declared = {} if claim.base_model == "any" else _differences(claim, measured)
+    claim = verbs.claim(signature)
+    claimed = str(claim.digest)
+    ledger, digest = output.measure(model, file=file, base=base, offline=offline, cache=not no_cache)
+    same, bits = digest.hex.startswith(claimed), 4 * len(claimed)
+    declared = {} if claim.base_model == verbs.UNNAMED else _differences(claim, ledger.signature)
     data = {
         "verified": same,
         "bits": bits,
-        "claimed": claim.digest,
-        "digest": found.hex,
-        "signature": str(measured),
+        "claimed": claimed,
+        "digest": digest.hex,
         "declared_differences": declared,
         "source": str(ledger.source),
     }
     verdict = "verified: these are the values that were signed" if same else "NOT the values that were signed"
     blocks = [Title(text=verdict, detail=f"{ledger.source} · {bits} bits compared")]
-    blocks.append(Table(columns=("", ""), rows=[("claimed", claim.digest), ("measured", found.hex)]))
+    blocks.append(Table(columns=("", ""), rows=[("claimed", claimed), ("measured", digest.hex)]))
     if same and bits < 128:
         blocks.append(Line(text="note: a short digest names a variant; for proof sign with --full", faint=True))
     for part, (said, is_) in declared.items():
@@ -55,11 +48,7 @@ def verify(
     return 0 if same else 1
 
 
-def _is_digest(text: str) -> bool:
-    return 8 <= len(text) <= 64 and not text.strip("0123456789abcdef")
-
-
-def _differences(claim: object, measured: object) -> dict[str, tuple[str | None, str | None]]:
+def _differences(claim: Signature, measured: Signature) -> dict[str, tuple[str | None, str | None]]:
     parts = ("base_model", "version", "adapter", "quantization")
     pairs = {part: (getattr(claim, part), getattr(measured, part)) for part in parts}
     return {part: pair for part, pair in pairs.items() if pair[0] != pair[1]}

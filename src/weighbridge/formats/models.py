@@ -69,12 +69,6 @@ def _parts(spec: str, *, file: str | None, offline: bool, progress: Progress | N
     return _read(repository, selector=selector, file=file, prefetch=prefetch, progress=progress)
 
 
-def local_folder(spec: str) -> Path | None:
-    """The folder that `spec` names, when it names one on this disk: where training state may lie beside the model."""
-    path = Path(spec.partition("::")[0]).expanduser()
-    return path if path.is_dir() else None
-
-
 def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, str | None, str | None]:
     """Where a model's files lie, the label chosen among them, the file chosen among them."""
     name, _, selector = spec.partition("::")

@@ -55,7 +55,11 @@ def _constant(value: object) -> Opcode:
 
 
 def _integer(length: Number) -> Opcode:
-    return lambda machine: machine.stack.append(length(machine))
+    def push(machine: "Machine") -> None:
+        machine.meter.left -= 16
+        machine.stack.append(length(machine))
+
+    return push
 
 
 def _integer_1(machine: "Machine") -> None:
@@ -120,10 +124,13 @@ def _mark(machine: "Machine") -> None:
     machine.stack = []
 
 
-def _tuple(machine: "Machine") -> None:
-    items = machine.since_mark()
-    machine.meter.left -= 56 + 8 * len(items)
-    machine.stack.append(tuple(items))
+def _gathered(kind: type[tuple[object, ...]] | type[list[object]]) -> Opcode:
+    def push(machine: "Machine") -> None:
+        items = machine.since_mark()
+        machine.meter.left -= 56 + 8 * len(items)
+        machine.stack.append(kind(items))
+
+    return push
 
 
 def _short_tuple(count: int) -> Opcode:
@@ -137,20 +144,12 @@ def _short_tuple(count: int) -> Opcode:
     return push
 
 
-def _empty_dict(machine: "Machine") -> None:
-    machine.meter.left -= 64
-    machine.stack.append({})
+def _empty(kind: type[dict[object, object]] | type[list[object]]) -> Opcode:
+    def push(machine: "Machine") -> None:
+        machine.meter.left -= 64
+        machine.stack.append(kind())
 
-
-def _empty_list(machine: "Machine") -> None:
-    machine.meter.left -= 56
-    machine.stack.append([])
-
-
-def _list(machine: "Machine") -> None:
-    items = machine.since_mark()
-    machine.meter.left -= 56 + 8 * len(items)
-    machine.stack.append(items)
+    return push
 
 
 def _dict(machine: "Machine") -> None:
@@ -364,13 +363,13 @@ _OPCODES: dict[bytes, Opcode] = {
     b"C": _bytes(_ONE),
     b"\x8e\x96": _bytes(_EIGHT),
     b"(": _mark,
-    b"t": _tuple,
+    b"t": _gathered(tuple),
     b"\x85": _short_tuple(1),
     b"\x86": _short_tuple(2),
     b"\x87": _short_tuple(3),
-    b"}": _empty_dict,
-    b"]\x8f": _empty_list,
-    b"l\x91": _list,
+    b"}": _empty(dict),
+    b"]\x8f": _empty(list),
+    b"l\x91": _gathered(list),
     b"d": _dict,
     b"a": _append,
     b"e\x90": _appends,

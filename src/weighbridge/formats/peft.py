@@ -44,3 +44,8 @@ def copies(rows: Iterable[Row], config: Mapping[str, object]) -> dict[str, str]:
             continue
         found[row.name] = row.name.removeprefix(_PREFIX).replace(".base_layer.", ".")
     return found
+
+
+def hyperparameters(config: Mapping[str, object]) -> dict[str, object]:
+    """What a person chose for this adapter: method, rank, alpha, targets and whatever else is set."""
+    return {key: value for key, value in sorted(config.items()) if value not in (None, {}, [], False, "")}

@@ -10,10 +10,12 @@ from functools import cache
 from importlib.resources import files
 
 from weighbridge.formats.inert import SAFER, Global, Meter, Record
+from weighbridge.ledger import DTYPES
 from weighbridge.ledger.errors import Refused
 
 _STORAGE_MODULES = frozenset(("torch", "torch.storage", "torch.cuda"))
 _MOST_ELEMENTS = 1 << 60
+_UNLISTED_WIDTHS = {"bits16": 2}  # of the dtypes that no ledger type stands for, the one that is not a byte wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,12 @@ class StoredTensor:
     storage: Storage | None = None
     problem: str = ""
     inner: Record | None = None
+
+
+def width(dtype: str) -> int:
+    """Bytes of one element of a torch dtype, as torch stores it; one float4_e2m1fn_x2 is a pair."""
+    listed = names().dtypes.get(dtype)
+    return DTYPES[listed].block_bytes if listed else _UNLISTED_WIDTHS.get(dtype, 1)
 
 
 def storage(persistent_id: object) -> object:

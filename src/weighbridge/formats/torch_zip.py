@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-from weighbridge.formats.local import LocalFile
 from weighbridge.ledger import File, read_exactly
 from weighbridge.ledger.errors import Malformed, Refused, Truncated
 
@@ -72,15 +71,15 @@ class Record(NamedTuple):
 class Archive:
     """A zip's records by name. `folder` is the one that all of torch's own records lie in."""
 
-    def __init__(self, file: File) -> None:
-        """Reads the directory.
+    def __init__(self, file: File, *, near: bool) -> None:
+        """Reads the directory. `near` says that reading a header costs no request.
 
         Raises:
             Truncated: the directory is missing or incomplete.
             Malformed: it is not sound: records overlap, or lie outside the file, or share a name.
         """
-        self._near = isinstance(file, LocalFile)
-        self._file = Ends(file)
+        self._near = near
+        self._file = file
         count, size, start = _find_directory(self._file)
         if size > _LARGEST_DIRECTORY or count > _MOST_RECORDS:
             raise Malformed(f"{file.name}: a directory of {count:,} records in {size:,} bytes")

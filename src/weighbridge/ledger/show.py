@@ -1,6 +1,6 @@
 """The report of `weigh show`: what is in a model, counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from weighbridge.ledger import explain as formulas
@@ -25,10 +25,20 @@ _EXTRAS = {
 }
 
 
+Training = Mapping[str, Mapping[str, object]]
+
+
 def show(
-    ledger: Ledger, *, layers: bool = False, tensors: str | None = None, explain: bool = False, beside: Sequence[Block] = ()
+    ledger: Ledger,
+    *,
+    layers: bool = False,
+    tensors: str | None = None,
+    explain: bool = False,
+    training: Training | None = None,
 ) -> Report:
-    """What is in one model. `tensors` is a glob of the names to list; `beside` stands after the tables (training state).
+    """What is in one model. `tensors` is a glob of the names to list.
+
+    `training` is what lies beside it and is no parameter: {"optimizer_state": {...}, "hyperparameters": {...}, ...}.
 
     Raises:
         Unknown: packed weights whose number of elements cannot be told.
@@ -41,8 +51,10 @@ def show(
         *_dtypes(ledger),
         *_buffers(ledger),
         *_extras(ledger),
-        *beside,
+        *_training(training),
     ]
+    if training:
+        data["training"] = {name: dict(values) for name, values in training.items()}
     if layers:
         blocks.append(_layers(ledger))
     if tensors is not None:
@@ -217,6 +229,17 @@ def _extras(ledger: Ledger) -> list[Block]:
     rows = [(name.replace("_", " "), f"{count:,}", _EXTRAS[name]) for name, count in ledger.extras.items()]
     table = Table(columns=("extras", ">elements", ""), rows=rows)
     return [table, Line(text=_reconciliation(ledger), faint=True)]
+
+
+def _training(training: Training | None) -> list[Block]:
+    blocks: list[Block] = []
+    for name, values in (training or {}).items():
+        rows = [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in values.items()]
+        term = name.replace("_", " ").removesuffix("s") if name != "progress" else None
+        blocks.append(Table(columns=(name.replace("_", " "), ""), rows=rows))
+        if term:
+            blocks.append(Line(text=f"  {short(term)}", faint=True))
+    return blocks
 
 
 def _reconciliation(ledger: Ledger) -> str:

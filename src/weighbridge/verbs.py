@@ -1,0 +1,116 @@
+"""The verbs as functions: what the command line calls, and what `import weighbridge` offers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from weighbridge.diff import Digest, cached, digest
+from weighbridge.formats import open_model, training_of
+from weighbridge.ledger import Ledger, Signature
+from weighbridge.ledger import show as reports
+from weighbridge.ledger.errors import Malformed
+from weighbridge.ledger.report import Report
+
+Progress = Callable[[int, int], None]
+# Eight digits name a variant among millions; all 64 prove it (docs/signature.md).
+SHORT = 8
+UNNAMED = "-"  # the base model of a claim that is a bare digest
+
+
+def show(
+    model: str,
+    *others: str,
+    layers: bool = False,
+    tensors: str | None = None,
+    explain: bool = False,
+    file: str | None = None,
+    base: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """What parameters a model has; several models side by side.
+
+    `tensors` is a glob of the tensors to list. `progress(done, total)` counts remote headers.
+
+    Raises:
+        WeighError: the model cannot be read, with the mend.
+    """
+    ledgers = [
+        _named(open_model(spec, file=file, base=base, offline=offline, progress=progress)) for spec in (model, *others)
+    ]
+    if others:
+        return reports.side_by_side(ledgers)
+    return reports.show(ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training_of(model))
+
+
+def _named(ledger: Ledger) -> Ledger:
+    """With the digest in its signature, when an earlier `sign` found it and the files have not changed."""
+    known = cached(ledger)
+    if known is not None:
+        ledger.signature = replace(ledger.signature, digest=known.hex[:SHORT])
+    return ledger
+
+
+def measure(
+    model: str,
+    *,
+    file: str | None = None,
+    base: str | None = None,
+    offline: bool = False,
+    cache: bool = True,
+    opening: Progress | None = None,
+    reading: Progress | None = None,
+) -> tuple[Ledger, Digest]:
+    """A model's ledger and the digest of its values, which are read unless the cache knows them.
+
+    Raises:
+        WeighError: the model cannot be read, with the mend.
+    """
+    ledger = open_model(model, file=file, base=base, offline=offline, progress=opening)
+    return ledger, digest(ledger, progress=reading, cache=cache)
+
+
+def sign(
+    model: str, *, full: bool = False, file: str | None = None, base: str | None = None, offline: bool = False
+) -> Signature:
+    """The parameter signature of a model: its name and a digest of every tensor's values.
+
+    Raises:
+        WeighError: the model cannot be read, with the mend.
+    """
+    ledger, found = measure(model, file=file, base=base, offline=offline)
+    return replace(ledger.signature, digest=found.hex if full else found.hex[:SHORT])
+
+
+def verify(
+    model: str,
+    signature: Signature | str,
+    *,
+    file: str | None = None,
+    base: str | None = None,
+    offline: bool = False,
+) -> bool:
+    """Whether a model has the values that a signature, or a bare digest, names.
+
+    Raises:
+        Malformed: the signature has no digest.
+        WeighError: the model cannot be read, with the mend.
+    """
+    claimed = claim(signature)
+    _, found = measure(model, file=file, base=base, offline=offline)
+    return found.hex.startswith(str(claimed.digest))
+
+
+def claim(signature: Signature | str) -> Signature:
+    """What a signature claims; a bare digest claims values and no name.
+
+    Raises:
+        Malformed: not a signature, or one without a digest.
+    """
+    if isinstance(signature, str):
+        bare = signature.removeprefix("#").lower()
+        is_digest = 8 <= len(bare) <= 64 and not bare.strip("0123456789abcdef")
+        signature = Signature(base_model=UNNAMED, digest=bare) if is_digest else Signature.parse(signature)
+    if signature.digest is None:
+        raise Malformed(f"{signature} has no digest to verify", fix="`weigh sign` prints one")
+    return signature
+

@@ -1,0 +1,225 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import layouts
+import pytest
+
+from weighbridge.cli import main
+from weighbridge.cli.main import VERBS
+
+Run = Callable[..., tuple[int, str, str]]
+CONFIG = {"model_type": "llama", "tie_word_embeddings": False, "num_hidden_layers": 2, "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture
+def weigh(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    layout = layouts.llama(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=100)
+    return layouts.write_folder(tmp_path / "small-llama", layout, config=CONFIG)
+
+
+TOTAL = 100 * 64 * 2 + 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128 + 2 * 64)
+
+
+def test_a_model_alone_is_shown(weigh: Run, model: Path) -> None:
+    assert weigh(model) == weigh("show", model)
+    status, out, err = weigh(model)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "small-llama"
+    assert f"{TOTAL:,}" in out
+
+
+def test_json_has_the_keys_that_others_rely_on(weigh: Run, model: Path) -> None:
+    status, out, err = weigh("show", model, "--json")
+    said = json.loads(out)
+    assert (status, err) == (0, "")
+    assert next(iter(said)) == "schema"
+    assert said["schema"] == "weighbridge/show/1"
+    assert {"signature", "format", "tensors", "bytes", "parameters", "buffers", "extras", "architecture"} <= said.keys()
+    wanted = {"total", "active", "active_excluding_input_embedding", "trainable", "weights", "biases", "by_role", "by_dtype"}
+    assert wanted <= said["parameters"].keys()
+    assert said["parameters"]["total"] == TOTAL
+    assert said["bytes"] == 2 * TOTAL
+    assert said["tensors"] == 21
+    assert said["buffers"] == {"total": 0, "by_name_pattern": {}}
+
+
+def test_an_option_before_the_model_still_shows_it(weigh: Run, model: Path) -> None:
+    assert json.loads(weigh("--json", model)[1])["parameters"]["total"] == TOTAL
+
+
+def test_layers_tensors_and_formulas(weigh: Run, model: Path) -> None:
+    said = json.loads(weigh("show", model, "--layers", "--match", "*.q_proj.weight", "--explain", "--json")[1])
+    assert sum(sum(counts.values()) for counts in said["layers"].values()) == TOTAL
+    assert [t["name"] for t in said["tensor_list"]] == [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)]
+    formula, _, result = said["explain"]["total"].partition(" = ")
+    assert formula.startswith("embedding 100 x 64 + 2 layers x (")
+    arithmetic = re.sub(r"[a-z]{2,} ?", "", formula).replace(",", "").replace("x", "*")
+    assert eval(arithmetic) == TOTAL == int(result.replace(",", ""))
+    text = weigh("show", model, "--layers", "--tensors", "--explain")[1]
+    assert "model.layers.1" in text
+    assert "model.layers.1.mlp.up_proj.weight" in text
+
+
+def test_models_side_by_side(weigh: Run, model: Path) -> None:
+    status, out, _ = weigh("show", model, model)
+    assert status == 0
+    assert out.count(f"{TOTAL:,}") == 4  # total and active, twice
+    assert len(json.loads(weigh("show", model, model, "--json")[1])["models"]) == 2
+    assert weigh("show", model, model, "--layers")[0] == 2
+
+
+def test_sign_and_verify(weigh: Run, model: Path) -> None:
+    status, out, _ = weigh("sign", model, "--json")
+    said = json.loads(out)
+    assert status == 0
+    assert {"schema", "signature", "digest", "tensors", "bytes"} <= said.keys()
+    assert said["signature"] == f"small-llama#{said['digest'][:8]}"
+    assert weigh("verify", model, said["signature"])[0] == 0
+    assert weigh("verify", model, said["digest"])[0] == 0
+    wrong = "0" * 8 if not said["digest"].startswith("0" * 8) else "1" * 8
+    status, out, _ = weigh("verify", model, f"small-llama#{wrong}", "--json")
+    assert (status, json.loads(out)["verified"]) == (1, False)
+    full = json.loads(weigh("sign", model, "--full", "--json")[1])["signature"]
+    status, out, _ = weigh("verify", model, full, "--json")
+    assert (status, json.loads(out)["bits"]) == (0, 256)
+
+
+def test_verify_sees_one_changed_byte(weigh: Run, model: Path) -> None:
+    signature = json.loads(weigh("sign", model, "--json")[1])["signature"]
+    file = model / "model.safetensors"
+    with file.open("r+b") as opened:
+        opened.seek(-3, os.SEEK_END)
+        opened.write(b"\x01")
+    assert weigh("verify", model, signature)[0] == 1
+
+
+def test_show_carries_the_digest_once_signed(weigh: Run, model: Path) -> None:
+    assert json.loads(weigh("show", model, "--json")[1])["signature"] == "small-llama"
+    signature = json.loads(weigh("sign", model, "--json")[1])["signature"]
+    assert json.loads(weigh("show", model, "--json")[1])["signature"] == signature
+    os.utime(model / "model.safetensors", ns=(1, 1))
+    assert json.loads(weigh("show", model, "--json")[1])["signature"] == "small-llama"
+
+
+def test_a_name_other_than_the_signatures_is_shown_not_judged(weigh: Run, model: Path) -> None:
+    digest = json.loads(weigh("sign", model, "--json")[1])["digest"]
+    status, out, _ = weigh("verify", model, f"other-name~q4_0#{digest[:16]}", "--json")
+    assert status == 0
+    assert json.loads(out)["declared_differences"] == {
+        "base_model": ["other-name", "small-llama"],
+        "quantization": ["q4_0", None],
+    }
+
+
+def test_explain_prints_the_glossary(weigh: Run) -> None:
+    assert "not learned" in weigh("explain", "buffers")[1]
+    assert json.loads(weigh("explain", "weight", "--json")[1])["term"] == "weight"
+    assert "hyperparameter" in weigh("explain")[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["show", "/no/such/place"], "no such file"),
+        (["show"], "Missing argument"),
+        (["show", ".", "--nonsense"], "No such option"),
+        (["verify", ".", "not a signature!"], "not a parameter signature"),
+        (["verify", ".", "name-only"], "no digest"),
+        (["explain", "flux capacitor"], "no such term"),
+        (["show", "--offline", "acme/never-cached"], "cache"),
+        (["show", "ollama:never-pulled"], "never-pulled"),
+        (["show", ".", "--base", "x", "--file", "nope.bin"], "nope.bin"),
+        (["show", "/dev/null"], "regular file"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_2(weigh: Run, args: list[str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("no model")
+    os.chdir(tmp_path)
+    status, out, err = weigh(*args)
+    assert (status, out) == (2, "")
+    assert err.startswith("weigh: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_every_verb_has_its_own_help(weigh: Run) -> None:
+    out = weigh("--help")[1]
+    for verb, line in VERBS.items():
+        assert line in out
+        assert "--json" in weigh(verb, "--help")[1]
+
+
+def test_the_readme_and_the_help_know_the_same_verbs() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert set(re.findall(r"^\| `weigh (\w+)", readme, re.MULTILINE)) == VERBS.keys()
+
+
+def _process(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "weighbridge", *map(str, args)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def test_a_reader_that_leaves_early_is_no_error(model: Path) -> None:
+    command = f"{sys.executable} -m weighbridge show {model} --tensors | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_importing_loads_no_third_party_package_until_needed(model: Path) -> None:
+    code = (
+        "import sys, weighbridge, weighbridge.ledger, weighbridge.ledger.show;"
+        "third = {'click', 'rich', 'msgspec', 'numpy', 'torch', 'blake3', 'platformdirs'} & sys.modules.keys();"
+        "assert not third, third"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = (
+        "import sys; sys.argv = ['weigh', 'show', sys.argv[1]]; sys.stdout = open('/dev/null', 'w');"
+        "from weighbridge.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "third = {'rich', 'numpy', 'torch', 'blake3', 'ssl', 'http.client', 'sqlite3'} & sys.modules.keys()\n"
+        "assert not third, third"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_same_verbs_are_functions_of_the_package(model: Path) -> None:
+    import weighbridge
+
+    report = weighbridge.show(str(model))
+    assert report.to_dict()["parameters"]["total"] == TOTAL  # type: ignore[index]
+    assert "<table" in report._repr_html_()
+    signature = weighbridge.sign(str(model))
+    assert weighbridge.verify(str(model), signature)
+    assert weighbridge.open_model(str(model)).total == TOTAL
+    assert {"show", "sign", "verify", "Ledger", "Signature"} <= set(dir(weighbridge))
+
+
+def test_a_disk_that_is_full_is_a_plain_refusal(model: Path) -> None:
+    if not Path("/dev/full").exists():
+        return
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "weighbridge", "show", str(model), "--json"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr

@@ -7,9 +7,11 @@ addresses. Every request is recorded. Faults are queued: each takes effect on th
 import hashlib
 import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,6 +58,7 @@ class Seen:
     path: str
     range: str | None
     authorization: str | None
+    peer: int  # the client's port: one connection, one port
     headers: Mapping[str, str] = field(repr=False)
 
 
@@ -121,6 +124,23 @@ class Hub:
         return [seen for seen in self.seen if seen.server == server]
 
 
+class Tunnel:
+    """A proxy that answers CONNECT by connecting; a context manager. `asked` holds (target, Proxy-Authorization)."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+        self._server = _Server(("127.0.0.1", 0), type("Connect", (_ConnectHandler,), {"tunnel": self}))
+        Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "Tunnel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -155,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.path,
                     self.headers["Range"],
                     self.headers["Authorization"],
+                    self.client_address[1],
                     {name.lower(): value for name, value in self.headers.items()},
                 )
             )
@@ -220,12 +241,39 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(206, headers, content[start : last + 1])
 
 
+class _ConnectHandler(BaseHTTPRequestHandler):
+    tunnel: Tunnel
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_CONNECT(self) -> None:
+        self.tunnel.asked.append((self.path, self.headers["Proxy-Authorization"]))
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=5) as far:
+            self.send_response(200)
+            self.end_headers()
+            there = Thread(target=_pour, args=(self.connection, far), daemon=True)
+            there.start()
+            _pour(far, self.connection)
+            there.join(timeout=5)
+
+
+def _pour(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while part := source.recv(65536):
+            target.sendall(part)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
 class _HubHandler(_Handler):
     name = "hub"
 
     def serve(self) -> None:
         path = urlsplit(self.path).path
         for form, act in (
+            (r"/api/models/(?P<repo>.+?)/tree/(?P<revision>[^/]+)", self.tree),
             (r"/api/models/(?P<repo>.+?)(?:/revision/(?P<revision>[^/]+))?", self.info),
             (r"/(?P<repo>.+?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)", self.resolve),
         ):
@@ -278,6 +326,18 @@ class _HubHandler(_Handler):
             "siblings": siblings,
         }
         found |= {"gated": "manual" if repo.gated else False, "disabled": repo.disabled, "tags": ["safetensors"]}
+        self.json(found)
+
+    def tree(self, repo: Repo, name: str, _: None) -> None:
+        entries: list[dict[str, object]] = []
+        for file, content in repo.files.items():
+            entry: dict[str, object] = {"type": "file", "path": file, "size": len(content), "oid": _etag(content)[:40]}
+            if len(content) >= repo.large:
+                entry["lfs"] = {"oid": _etag(content), "size": len(content), "pointerSize": 135}
+            entries.append(entry)
+        self.json(entries)
+
+    def json(self, found: object) -> None:
         body = json.dumps(found).encode()
         self.answer(200, {"Content-Type": "application/json", "Content-Length": str(len(body))}, body)
 

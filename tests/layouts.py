@@ -85,7 +85,7 @@ def llama(*, layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, voca
 
 
 def deepseek(config: dict[str, Any], *, fp8: bool = True, mtp: bool = True) -> Layout:
-    """DeepSeek-V3's tensors as its repository stores them: experts apart, FP8 in blocks of 128, MTP layer at the end."""
+    """DeepSeek-V3's tensors as its repository stores them: experts apart, FP8 blocks of 128, MTP layer last."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
     q_rank, kv_rank = config["q_lora_rank"], config["kv_lora_rank"]

@@ -8,7 +8,13 @@ import transformers as tf
 _TEXT = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _GQA = {**_TEXT, "num_key_value_heads": 2, **_IDS}
-_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+}
 _MLA = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -58,7 +64,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, **_IDS}),
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**_TEXT, **_IDS}),
     "opt": ("OPTForCausalLM", "OPTConfig", {**_TEXT, "ffn_dim": 64, "word_embed_proj_dim": 32, **_IDS}),
-    "bloom": ("BloomForCausalLM", "BloomConfig", {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_IDS}),
+    "bloom": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_IDS},
+    ),
     "falcon": ("FalconForCausalLM", "FalconConfig", {**_TEXT, **_IDS}),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", _GQA),
     "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", _GQA),

@@ -33,13 +33,14 @@ def show(
 
     Raises:
         WeighError: the model cannot be read, with the mend.
+
     """
     ledgers = [
         _named(open_model(spec, file=file, base=base, offline=offline, progress=progress)) for spec in (model, *others)
     ]
     if others:
         return reports.side_by_side(ledgers)
-    return reports.show(ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training_of(model))
+    return reports.show(ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training_of(model, file=file))
 
 
 def _named(ledger: Ledger) -> Ledger:
@@ -64,6 +65,7 @@ def measure(
 
     Raises:
         WeighError: the model cannot be read, with the mend.
+
     """
     ledger = open_model(model, file=file, base=base, offline=offline, progress=opening)
     return ledger, digest(ledger, progress=reading, cache=cache)
@@ -76,6 +78,7 @@ def sign(
 
     Raises:
         WeighError: the model cannot be read, with the mend.
+
     """
     ledger, found = measure(model, file=file, base=base, offline=offline)
     return replace(ledger.signature, digest=found.hex if full else found.hex[:SHORT])
@@ -94,6 +97,7 @@ def verify(
     Raises:
         Malformed: the signature has no digest.
         WeighError: the model cannot be read, with the mend.
+
     """
     claimed = claim(signature)
     _, found = measure(model, file=file, base=base, offline=offline)
@@ -105,6 +109,7 @@ def claim(signature: Signature | str) -> Signature:
 
     Raises:
         Malformed: not a signature, or one without a digest.
+
     """
     if isinstance(signature, str):
         bare = signature.removeprefix("#").lower()
@@ -113,4 +118,3 @@ def claim(signature: Signature | str) -> Signature:
     if signature.digest is None:
         raise Malformed(f"{signature} has no digest to verify", fix="`weigh sign` prints one")
     return signature
-

@@ -15,7 +15,12 @@ from weighbridge.cli import main
 from weighbridge.cli.main import VERBS
 
 Run = Callable[..., tuple[int, str, str]]
-CONFIG = {"model_type": "llama", "tie_word_embeddings": False, "num_hidden_layers": 2, "architectures": ["LlamaForCausalLM"]}
+CONFIG = {
+    "model_type": "llama",
+    "tie_word_embeddings": False,
+    "num_hidden_layers": 2,
+    "architectures": ["LlamaForCausalLM"],
+}
 
 
 @pytest.fixture
@@ -53,7 +58,16 @@ def test_json_has_the_keys_that_others_rely_on(weigh: Run, model: Path) -> None:
     assert next(iter(said)) == "schema"
     assert said["schema"] == "weighbridge/show/1"
     assert {"signature", "format", "tensors", "bytes", "parameters", "buffers", "extras", "architecture"} <= said.keys()
-    wanted = {"total", "active", "active_excluding_input_embedding", "trainable", "weights", "biases", "by_role", "by_dtype"}
+    wanted = {
+        "total",
+        "active",
+        "active_excluding_input_embedding",
+        "trainable",
+        "weights",
+        "biases",
+        "by_role",
+        "by_dtype",
+    }
     assert wanted <= said["parameters"].keys()
     assert said["parameters"]["total"] == TOTAL
     assert said["bytes"] == 2 * TOTAL
@@ -173,7 +187,9 @@ def test_the_readme_and_the_help_know_the_same_verbs() -> None:
 
 
 def _process(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "weighbridge", *map(str, args)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.run(
+        [sys.executable, "-m", "weighbridge", *map(str, args)], capture_output=True, text=True, **options
+    )  # type: ignore[call-overload]
 
 
 def test_a_reader_that_leaves_early_is_no_error(model: Path) -> None:
@@ -218,7 +234,10 @@ def test_a_disk_that_is_full_is_a_plain_refusal(model: Path) -> None:
         return
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "weighbridge", "show", str(model), "--json"], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "weighbridge", "show", str(model), "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -18,7 +18,9 @@ from weighbridge.ledger.errors import Malformed, NotFound, Truncated, Unknown, W
 TYPES = {t: gguf.GGML_QUANT_SIZES[t] for t in gguf.GGMLQuantizationType}
 
 
-def _write(path: Path, *, types: list[gguf.GGMLQuantizationType] | None = None, split: tuple[int, int] | None = None) -> Path:
+def _write(
+    path: Path, *, types: list[gguf.GGMLQuantizationType] | None = None, split: tuple[int, int] | None = None
+) -> Path:
     """A small llama of 4 experts; matrices of the given types in turn."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)
@@ -95,7 +97,7 @@ def test_a_split_model_is_read_whole_from_any_part(tmp_path: Path) -> None:
         ledger = open_model(str(spec))
         assert (ledger.total, len(ledger)) == (whole.total, 9)
     (tmp_path / "m-00002-of-00002.gguf").unlink()
-    with pytest.raises(NotFound, match="00002-of-00002|2 parts"):
+    with pytest.raises(NotFound, match=r"00002-of-00002"):
         open_model(str(tmp_path))
 
 
@@ -126,7 +128,11 @@ def _tensor(name: str, shape: list[int], kind: int, offset: int, order: str = "<
         ({"keys": 1, "body": _text("k") + struct.pack("<I", 77)}, Malformed, "unknown type 77"),
         ({"keys": 1, "body": _text("k") + struct.pack("<IIQ", 9, 8, 2**61)}, Malformed, "array of"),
         ({"keys": 1, "body": _text("k") + struct.pack("<IIQ", 9, 10, 2**61)}, Truncated, "ends within"),
-        ({"keys": 1, "body": _text("k") + struct.pack("<IIQIQ", 9, 9, 1, 9, 1) * 9}, Malformed, "array of|unknown type"),
+        (
+            {"keys": 1, "body": _text("k") + struct.pack("<IIQIQ", 9, 9, 1, 9, 1) * 9},
+            Malformed,
+            "array of|unknown type",
+        ),
         ({"keys": 2, "body": (_text("k") + struct.pack("<II", 4, 1)) * 2}, Malformed, "twice"),
         ({"tensors": 1, "body": _tensor("t", [8], 999, 0)}, Unknown, "ggml type 999"),
         ({"tensors": 1, "body": _tensor("t", [2**40, 2**40], 0, 0)}, Malformed, "shape"),

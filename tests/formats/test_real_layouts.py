@@ -5,7 +5,6 @@ import re
 from functools import lru_cache
 from math import ceil, prod
 from pathlib import Path
-from typing import Any
 
 import layouts
 import pytest
@@ -170,7 +169,6 @@ def test_experts_stored_one_by_one_are_the_experts_stored_stacked(tmp_path: Path
     # The hub's own row for the 2507 FP8 checkpoints of this architecture, which its maintainers stored this way.
     assert ledger.total + sum(ledger.extras.values()) == 30_533_947_392
     assert len({t.expert for t in ledger.tensors if t.role == "expert"}) == 128
-
 
 
 def test_the_report_names_every_extra(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from weighbridge.formats.local import LocalFile
 from weighbridge.ledger.errors import Malformed, Truncated, Unknown, WeighError
 
 
-def _file(folder: Path, header: object, data: int = 0, *, raw: bytes | None = None, length: int | None = None) -> LocalFile:
+def _file(
+    folder: Path, header: object, data: int = 0, *, raw: bytes | None = None, length: int | None = None
+) -> LocalFile:
     text = json.dumps(header).encode() if raw is None else raw
     path = folder / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(data))
@@ -107,7 +109,9 @@ def test_half_byte_elements_are_counted_by_elements(tmp_path: Path) -> None:
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=12), st.tuples(st.sampled_from(["F32", "BF16", "U8", "I64"]), shapes)))
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=12), st.tuples(st.sampled_from(["F32", "BF16", "U8", "I64"]), shapes))
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_written_is_read_back(tmp_path: Path, layout: layouts.Layout) -> None:
     layout.pop("__metadata__", None)
@@ -120,7 +124,9 @@ def test_whatever_is_written_is_read_back(tmp_path: Path, layout: layouts.Layout
 @given(st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_gives_a_plain_error_or_a_sound_header(tmp_path: Path, data: st.DataObject) -> None:
-    layouts.write_file(tmp_path / "x.safetensors", layouts.llama(layers=1, hidden=8, ffn=8, heads=2, kv_heads=1, vocab=8))
+    layouts.write_file(
+        tmp_path / "x.safetensors", layouts.llama(layers=1, hidden=8, ffn=8, heads=2, kv_heads=1, vocab=8)
+    )
     raw = bytearray((tmp_path / "x.safetensors").read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, 1200))] = data.draw(st.integers(0, 255))

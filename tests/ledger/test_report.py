@@ -10,7 +10,9 @@ REPORT = Report(
     data={"n": 2**60},
     blocks=[
         Title(text="model [bold]x[/] :llama:", detail="a\x1b[31mb"),
-        Table(columns=("role", ">count", ""), rows=[("ffn <b>", "1,000", Bar(share=0.5)), ("norm", "7", Bar(share=0.001))]),
+        Table(
+            columns=("role", ">count", ""), rows=[("ffn <b>", "1,000", Bar(share=0.5)), ("norm", "7", Bar(share=0.001))]
+        ),
         Line(text="done", faint=True),
     ],
 )

@@ -37,7 +37,9 @@ def test_text_is_a_signature_or_a_plain_refusal(text: str) -> None:
         assert Signature.parse(str(signature)) == signature
 
 
-@pytest.mark.parametrize("text", ["", "@v1", "a@", "a#12345", "a#9F3C01AB", "a~b+c", "a b", "x" * 5000, "a#" + "0" * 65])
+@pytest.mark.parametrize(
+    "text", ["", "@v1", "a@", "a#12345", "a#9F3C01AB", "a~b+c", "a b", "x" * 5000, "a#" + "0" * 65]
+)
 def test_what_is_no_signature_is_refused(text: str) -> None:
     with pytest.raises(Malformed, match="not a parameter signature"):
         Signature.parse(text)

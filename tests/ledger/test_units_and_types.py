@@ -29,7 +29,9 @@ def test_scalar_types_are_as_wide_as_torch_has_them(name: str) -> None:
     assert dtype(name).nbytes(10) == torch.zeros(10, dtype=_TORCH[name]).nbytes
 
 
-@pytest.mark.parametrize(("name", "bits"), [("MXFP4", 4.25), ("Q8_0", 8.5), ("Q4_0", 4.5), ("Q4_K", 4.5), ("Q6_K", 6.5625)])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("MXFP4", 4.25), ("Q8_0", 8.5), ("Q4_0", 4.5), ("Q4_K", 4.5), ("Q6_K", 6.5625)]
+)
 def test_bits_per_element_include_the_block_scales(name: str, bits: float) -> None:
     assert dtype(name).bits == bits
 
@@ -46,7 +48,14 @@ def test_an_unknown_type_is_never_given_a_width() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (999, "999"), (1000, "1.00K"), (999_999, "1.00M"), (8_190_735_360, "8.19B"), (1_026_408_232_448, "1.03T")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00K"),
+        (999_999, "1.00M"),
+        (8_190_735_360, "8.19B"),
+        (1_026_408_232_448, "1.03T"),
+    ],
 )
 def test_counts_are_rounded_for_reading_only(value: int, text: str) -> None:
     assert Count(value).human() == text

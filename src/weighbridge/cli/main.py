@@ -1,7 +1,6 @@
 """`weigh`: finds the verb, prints its report, turns errors into one line."""
 
 import gc
-import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -58,7 +57,9 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["--help", "-h"]})
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+)
 def weigh() -> None:
     """The scale for machine-learning models.
 
@@ -83,10 +84,6 @@ def main(args: list[str] | None = None) -> Any:
         _refuse(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         _refuse("interrupted", status=130)
-    except BrokenPipeError:
-        # The reader of our output has left (`weigh show M | head`): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(0)
     except MemoryError:
         _refuse("out of memory; the file's header is larger than this machine can hold")
     except OSError as error:

@@ -1,6 +1,7 @@
 """What the verbs share: their common options, progress on stderr, the report on stdout."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,21 +18,28 @@ if TYPE_CHECKING:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 offline = click.option("--offline", is_flag=True, help="Never open a connection: local files and the hub's cache only.")
 no_cache = click.option("--no-cache", is_flag=True, help="Read everything again, whatever was signed before.")
-file = click.option("--file", metavar="NAME", help="Which file of the folder or repository, when it holds several models.")
+file = click.option(
+    "--file", metavar="NAME", help="Which file of the folder or repository, when it holds several models."
+)
 base = click.option("--base", metavar="MODEL", help="The base of an adapter, when it is not where the adapter says.")
 
 
 def emit(report: Report, *, as_json: bool) -> None:
     """Prints a report: JSON, styled text on a terminal, plain text elsewhere."""
-    if as_json:
-        json.dump(report.to_dict(), sys.stdout, indent=2)
-        sys.stdout.write("\n")
-    elif sys.stdout.isatty():
-        from rich.console import Console
+    try:
+        if as_json:
+            json.dump(report.to_dict(), sys.stdout, indent=2)
+            sys.stdout.write("\n")
+        elif sys.stdout.isatty():
+            from rich.console import Console
 
-        Console(emoji=False, highlight=False).print(report)
-    else:
-        print(report)
+            Console(emoji=False, highlight=False).print(report)
+        else:
+            print(report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has left (`weigh show M | head`): nothing is wrong, and nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -48,9 +56,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def measure(
-    model: str, *, file: str | None, base: str | None, offline: bool, cache: bool
-) -> "tuple[Ledger, Digest]":
+def measure(model: str, *, file: str | None, base: str | None, offline: bool, cache: bool) -> "tuple[Ledger, Digest]":
     """`verbs.measure` with its two bars: headers, then values."""
     from weighbridge import verbs
 

@@ -9,7 +9,9 @@ from weighbridge.cli import output
 
 @click.command()
 @click.argument("model")
-@click.option("--full", is_flag=True, help="All 256 bits of the digest in the signature: for proof, not only for a name.")
+@click.option(
+    "--full", is_flag=True, help="All 256 bits of the digest in the signature: for proof, not only for a name."
+)
 @output.no_cache
 @output.file
 @output.base

@@ -22,7 +22,7 @@ def verify(
     The values decide. The names beside the digest are declared, not measured: differences are shown, not judged.
     """
     from weighbridge import verbs
-    from weighbridge.ledger.report import Line, Report, Table, Title
+    from weighbridge.ledger.report import Block, Line, Report, Table, Title
 
     claim = verbs.claim(signature)
     claimed = str(claim.digest)
@@ -38,8 +38,10 @@ def verify(
         "source": str(ledger.source),
     }
     verdict = "verified: these are the values that were signed" if same else "NOT the values that were signed"
-    blocks = [Title(text=verdict, detail=f"{ledger.source} · {bits} bits compared")]
-    blocks.append(Table(columns=("", ""), rows=[("claimed", claimed), ("measured", digest.hex)]))
+    blocks: list[Block] = [
+        Title(text=verdict, detail=f"{ledger.source} · {bits} bits compared"),
+        Table(columns=("", ""), rows=[("claimed", claimed), ("measured", digest.hex)]),
+    ]
     if same and bits < 128:
         blocks.append(Line(text="note: a short digest names a variant; for proof sign with --full", faint=True))
     for part, (said, is_) in declared.items():

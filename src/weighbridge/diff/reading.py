@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from weighbridge.ledger import File, read_exactly
@@ -166,4 +167,5 @@ def _holds(fd: int) -> bool:
 def _unlease(fd: int) -> None:
     import fcntl
 
-    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    with suppress(OSError):  # the kernel takes it back itself after 45 seconds, from a process that was suspended
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

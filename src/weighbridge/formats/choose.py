@@ -49,6 +49,7 @@ def choose(
     Raises:
         Ambiguous: several models, listed with their sizes.
         NotFound: no weights, no such file or quantization, or shards missing.
+
     """
     found = candidates(files)
     if file is not None:

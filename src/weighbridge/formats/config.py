@@ -59,6 +59,7 @@ def parse_json(raw: bytes, name: str) -> dict[str, object]:
 
     Raises:
         Malformed: not JSON, or JSON that is not an object.
+
     """
     try:
         # Configs of the hub hold NaN and Infinity, which the standard library reads and msgspec does not.
@@ -75,12 +76,13 @@ def from_config(config: Mapping[str, object]) -> Architecture:
 
     Raises:
         Malformed: a count that is negative or not a whole number.
+
     """
     model_type = config.get("model_type")
     model_type = model_type if isinstance(model_type, str) else None
     views = [*_nested(config), config]
     defaults = _facts()["defaults"].get(model_type or "", {})
-    values: dict[str, int | None] = {}
+    values: dict[str, Any] = {}
     for field, names in _NAMES.items():
         values[field] = _first(views, names)
         if values[field] is None and field in defaults:
@@ -133,12 +135,12 @@ def _tied(config: Mapping[str, object], defaults: Mapping[str, int]) -> bool | N
 
 @lru_cache(maxsize=1)
 def _facts() -> Any:
-    """"defaults": what a class fills in for a field that its config.json leaves out; "untied": classes that never tie."""
+    """What classes fill in for fields that a config.json leaves out (`defaults`), and which never tie (`untied`)."""
     raw = (Path(__file__).parent / "data" / "transformers.json").read_bytes()
     return msgspec.json.decode(raw)
 
 
-def _quantization(config: Mapping[str, object], views: list[Mapping[str, object]]) -> dict[str, object]:
+def _quantization(config: Mapping[str, object], views: list[Mapping[str, object]]) -> dict[str, Any]:
     stated = next(
         (v[k] for v in (config, *views) for k in ("quantization_config", "quantization") if isinstance(v.get(k), dict)),
         None,
@@ -168,7 +170,7 @@ def _quantization(config: Mapping[str, object], views: list[Mapping[str, object]
 def from_gguf(metadata: Mapping[str, object]) -> Architecture:
     """What the metadata of a GGUF file says."""
     family = metadata.get("general.architecture")
-    values: dict[str, int | None] = {}
+    values: dict[str, Any] = {}
     for field, name in _GGUF_NAMES.items():
         value = metadata.get(f"{family}.{name}")
         if isinstance(value, list) and value and len(set(value)) == 1:

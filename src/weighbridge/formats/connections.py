@@ -38,6 +38,7 @@ def split(url: str | bytes) -> SplitResult:
 
     Raises:
         Refused: it is none. It is not repeated, for addresses carry passwords and signatures.
+
     """
     try:
         parts = urlsplit(quote(url, safe=_UNQUOTED))
@@ -53,6 +54,7 @@ def join(url: str, location: str) -> SplitResult:
 
     Raises:
         Refused: not to an http or https address.
+
     """
     try:
         return split(urljoin(url, location).encode("latin-1", "replace"))

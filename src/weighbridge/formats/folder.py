@@ -50,7 +50,9 @@ class LocalFolder:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if len(self.files) > self._MOST_FILES:
-                    raise Refused(f"{self.location} has more than {self._MOST_FILES:,} files", fix="name the model's own")
+                    raise Refused(
+                        f"{self.location} has more than {self._MOST_FILES:,} files", fix="name the model's own"
+                    )
                 if entry.is_dir() and depth < 1 and not entry.name.startswith("."):
                     self._list(folder / entry.name, f"{prefix}{entry.name}/", depth=depth + 1)
                 elif entry.is_file():
@@ -66,6 +68,7 @@ def read_small(repository: Repository, name: str, *, largest: int) -> bytes | No
 
     Raises:
         Malformed: larger than any real file of that name.
+
     """
     size = repository.files.get(name)
     if size is None:

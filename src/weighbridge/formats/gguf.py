@@ -95,6 +95,7 @@ def read(file: File, *, index: int = 0) -> Header:
         Malformed: not such a file, or one that breaks the format's rules.
         Truncated: it ends within its header, or before its tensors do.
         Unknown: a tensor type that this version does not know.
+
     """
     cursor = _Cursor(file)
     cursor.need(min(24, file.size))

@@ -68,6 +68,7 @@ class Client:
 
         Raises:
             Refused: an endpoint that is no http or https address, or a token with characters that no token has.
+
         """
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise Refused("the token holds spaces or control characters", fix="copy it again, without them")
@@ -107,6 +108,7 @@ class Client:
             Truncated: the body kept breaking off.
             Malformed: an answer against the protocol, or a body of more than `limit` bytes.
             Refused: a redirect to somewhere unsafe, or a server that cannot send a part from deep within a file.
+
         """
         timeout = timeout or self.timeout
         body, failures = b"", 0

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from threading import Event
 from urllib.parse import quote
 
 from weighbridge.formats.folder import LocalFolder
@@ -50,6 +51,7 @@ class HubRepo:
 
         Raises:
             NotFound: there is none.
+
         """
         if name not in self.files:
             raise NotFound(f"{self.base} has no {name}")
@@ -74,18 +76,28 @@ class HubRepo:
 
         Raises:
             WeighError: the first failure; the rest is then not asked for.
+
         """
         remote = [file for file in files if isinstance(file, HubFile)]
+        stop = Event()
+
+        def fetch(file: HubFile) -> None:
+            if not stop.is_set():
+                try:
+                    file.prefetch(nbytes or self._head(file.name, len(remote)))
+                except BaseException:
+                    stop.set()
+                    raise
+
         with ThreadPoolExecutor(_THREADS) as pool:
-            tasks = [pool.submit(file.prefetch, nbytes or self._head(file.name, len(remote))) for file in remote]
+            tasks = [pool.submit(fetch, file) for file in remote]
             try:
                 for done, task in enumerate(as_completed(tasks), start=1):
                     task.result()
                     if progress is not None:
                         progress(done, len(tasks))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            finally:
+                stop.set()
 
     def _head(self, name: str, among: int) -> int:
         """Bytes that the header of one file among so many is likely to take."""
@@ -106,6 +118,7 @@ def parse(spec: str) -> tuple[str, str | None, str | None]:
 
     Raises:
         NotFound: not the name of a repository.
+
     """
     name, _, selector = spec.partition("::")
     repo, at, revision = name.partition("@")
@@ -130,6 +143,7 @@ def resolve(
         NotFound: no such repository, revision; or offline and not in the cache.
         Refused: gated or disabled, or a token that the hub does not accept.
         Unreachable: no answer.
+
     """
     repo, revision, selector = parse(spec)
     own = settings()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from weighbridge.formats.choose import choose
 from weighbridge.formats.folder import LocalFolder, read_small
-from weighbridge.formats.shards import LARGEST_INDEX, shards_of
+from weighbridge.formats.shards import LARGEST_INDEX, listed, shards_of
 from weighbridge.ledger.errors import NotFound, Refused, WeighError
 
 _COMMIT = re.compile(r"[0-9a-f]{5,64}")
@@ -36,6 +36,7 @@ def settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
     Raises:
         Refused: a timeout that is no number.
+
     """
     home = _path(environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
     cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
@@ -119,16 +120,12 @@ def _lacking(folder: Path, repo: str, *, selector: str | None, file: str | None,
         if offline and file is None and selector is None and _is_config_alone(snapshot.files):
             return None
 
-        def indexed(name: str) -> set[str]:
-            raw = read_small(snapshot, name, largest=LARGEST_INDEX) or b""
-            beside = f"{Path(name).parent.as_posix()}/" if "/" in name else ""
-            return set(
-                shards_of(raw, name, {n.removeprefix(beside): size for n, size in snapshot.files.items()}).values()
-            )
+        def indexed(index: str) -> set[str]:
+            return set(listed(read_small(snapshot, index, largest=LARGEST_INDEX) or b"", index).values())
 
         choice = choose(snapshot.files, selector=selector, file=file, where=repo, indexed=indexed)
         if choice.index is not None:
-            indexed(choice.index)
+            shards_of(read_small(snapshot, choice.index, largest=LARGEST_INDEX) or b"", choice.index, snapshot.files)
     except WeighError as error:
         return error.what
     if choice.kind == "gguf" and not (selector or file or offline):

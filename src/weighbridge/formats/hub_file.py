@@ -9,7 +9,7 @@ from weighbridge.ledger.errors import Malformed, WeighError
 HEAD = 128 << 10  # of any file: safetensors headers are rarely longer
 GGUF_HEAD = 1 << 20  # vocabularies stand in the header: 0.7 MB for 32,000 tokens, 10 MB for 262,144
 _LEAST = 64 << 10
-_MOST_AHEAD = 8 << 20
+_MOST_AHEAD = 4 << 20
 _LARGEST_KEPT = 16 << 20
 _MOST_KEPT = 4
 
@@ -38,6 +38,7 @@ class HubFile:
 
         Raises:
             WeighError: the hub cannot be reached, or refuses.
+
         """
         end = min(offset + length, self.size)
         parts: list[bytes] = []

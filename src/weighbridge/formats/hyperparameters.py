@@ -47,7 +47,7 @@ def is_secret(name: str, value: object) -> bool:
 def flatten(named: Iterable[tuple[str, object]], meter: Meter) -> dict[str, Value]:
     """{dotted name: scalar or list of scalars} of everything beneath, up to 10,000 of them.
 
-    Left out: names that begin with an underscore, texts over 1,000 letters, tables over 2,000 entries, tensors,
+    Left out: names beneath that begin with an underscore, texts over 1,000 letters, tables over 2,000 entries, tensors,
     functions and secrets.
     """
     found: dict[str, Value] = {}

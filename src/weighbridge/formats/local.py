@@ -17,6 +17,7 @@ class LocalFile:
         Raises:
             NotFound: no such file.
             Refused: not a regular file, or not allowed to read.
+
         """
         self.path = path
         self.name = name or path.name

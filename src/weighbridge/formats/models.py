@@ -17,7 +17,7 @@ from weighbridge.ledger.errors import Malformed, NotFound, Refused, WeighError
 
 Progress = Callable[[int, int], None]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
+_ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,7 @@ def open_model(
 
     Raises:
         WeighError: every way in which this can fail, with its mend.
+
     """
     parts = _parts(spec, file=file, offline=offline, progress=progress)
     if parts.choice.kind == "adapter":
@@ -90,16 +91,12 @@ def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Reposito
         if path.name not in folder.files:
             LocalFile(path)  # says why: not a regular file, or not readable
         return folder, None, path.name
-    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name.partition("@")[0]) or not name.partition("@")[0]:
+    is_path = name.startswith((".", "/", "~")) or name.lower().endswith(_ENDINGS)
+    if is_path or not _HUB_ID.fullmatch(name.partition("@")[0]):
         raise NotFound(f"no such file or folder: {name}", fix="give a path, a hub id (org/name) or ollama:NAME")
-    from weighbridge.formats.hub import cached_snapshot, resolve
+    from weighbridge.formats.hub import resolve
 
-    identifier, _, revision = name.partition("@")
-    snapshot = cached_snapshot(identifier, revision or "main")
-    if snapshot is not None:
-        folder = LocalFolder(snapshot, location=spec, base=identifier, version=snapshot.name)
-        return folder, selector or None, file
-    return resolve(name, offline=offline), selector or None, file
+    return resolve(spec, file=file, offline=offline), selector or None, file
 
 
 def _read(
@@ -110,15 +107,17 @@ def _read(
     prefetch: Callable[..., None] | None,
     progress: Progress | None,
 ) -> _Parts:
-    choice = choose(repository.files, selector=selector, file=file, where=repository.location)
+    def indexed(index: str) -> set[str]:
+        raw = read_small(repository, index, largest=shards.LARGEST_INDEX) or b""
+        return set(shards.listed(raw, index).values())
+
+    choice = choose(repository.files, selector=selector, file=file, where=repository.location, indexed=indexed)
     config = _json(repository, "config.json")
     weight_map = None
     names = list(choice.files)
     if choice.index is not None:
         raw = read_small(repository, choice.index, largest=shards.LARGEST_INDEX)
         weight_map = shards.shards_of(raw or b"", choice.index, repository.files)
-        folder = choice.index.rpartition("/")[0]
-        weight_map = {k: f"{folder}/{v}" for k, v in weight_map.items()} if folder else weight_map
         names = sorted(set(weight_map.values()))
     files = [repository.open(name) for name in names]
     if prefetch is not None:
@@ -241,9 +240,7 @@ def _with_base(parts: _Parts, *, base: str | None, offline: bool) -> Ledger:
     )
 
 
-def _base_at_hand(
-    name: str | None, parts: _Parts, *, insist: bool, offline: bool
-) -> tuple[Ledger | None, str]:
+def _base_at_hand(name: str | None, parts: _Parts, *, insist: bool, offline: bool) -> tuple[Ledger | None, str]:
     """(the base, "") or (None, why not). A base that the user names may come from the hub and must be readable."""
     if name is None:
         return None, "cannot be looked for"

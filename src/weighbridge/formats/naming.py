@@ -7,13 +7,13 @@ from pathlib import Path
 from weighbridge.ledger import Architecture, Signature
 
 # llama.cpp's llama_ftype: what `general.file_type` says of a mixture of types. Source: llama.h, 2026-11.
-_FILE_TYPES = {
-    **dict(enumerate(("f32", "f16", "q4_0", "q4_1"))),
-    **dict(enumerate("q8_0 q5_0 q5_1 q2_k q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k".split(), start=7)),
-    **dict(enumerate("iq2_xxs iq2_xs q2_k_s iq3_xs iq3_xxs iq1_s iq4_nl iq3_s iq3_m iq2_s iq2_m".split(), start=19)),
-    **dict(enumerate("iq4_xs iq1_m bf16".split(), start=30)),
-    **dict(enumerate("tq1_0 tq2_0 mxfp4_moe nvfp4 q1_0 q2_0".split(), start=36)),
+_RUNS = {
+    0: "f32 f16 q4_0 q4_1",
+    7: "q8_0 q5_0 q5_1 q2_k q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k",
+    19: "iq2_xxs iq2_xs q2_k_s iq3_xs iq3_xxs iq1_s iq4_nl iq3_s iq3_m iq2_s iq2_m iq4_xs iq1_m bf16",
+    36: "tq1_0 tq2_0 mxfp4_moe nvfp4 q1_0 q2_0",
 }
+_FILE_TYPES = {first + at: name for first, names in _RUNS.items() for at, name in enumerate(names.split())}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 

@@ -60,13 +60,15 @@ def find(spec: str, *, environ: Mapping[str, str] = os.environ) -> OllamaModel:
         Truncated: a layer shorter than the manifest says.
         Refused: a manifest that points outside the store.
         Unknown: a model that Ollama keeps tensor by tensor, not as a GGUF.
+
     """
     wanted = _parts(spec.removeprefix("ollama:"), spec)
     roots = stores(environ)
     for root in roots:
         path = _manifest(root, wanted)
         if path is not None:
-            return _model(root, _for_gguf(root, _json(path, spec), spec), spec, wanted)
+            namespace, name, tag = path.parts[-3:]  # as the store spells them
+            return _model(root, _for_gguf(root, _json(path, spec), spec), spec, namespace=namespace, name=name, tag=tag)
     asked, known = _short(wanted), sorted({name for root in roots for name in installed(root)})
     if not known:
         raise NotFound(f"no model {asked}: Ollama's store is empty or not there", fix=f"ollama pull {asked}")
@@ -166,7 +168,9 @@ def _for_gguf(root: Path, manifest: dict[str, object], spec: str) -> Mapping[str
     return next((child for child in found if _layers(child, "model")), found[0] if found else {})
 
 
-def _model(root: Path, manifest: Mapping[str, object], spec: str, parts: tuple[str, str, str, str]) -> OllamaModel:
+def _model(
+    root: Path, manifest: Mapping[str, object], spec: str, *, namespace: str, name: str, tag: str
+) -> OllamaModel:
     models = [_blob(root, layer, spec) for layer in _layers(manifest, "model")]
     if not models:
         if _layers(manifest, "tensor"):
@@ -179,7 +183,6 @@ def _model(root: Path, manifest: Mapping[str, object], spec: str, parts: tuple[s
     for n, layer in enumerate(_layers(manifest, "projector"), start=1):
         found[f"mmproj-{n}.gguf"] = _blob(root, layer, spec)
     config = manifest.get("config")
-    _, namespace, name, tag = parts
     return OllamaModel(
         location=spec,
         base=name if namespace == _NAMESPACE else f"{namespace}/{name}",

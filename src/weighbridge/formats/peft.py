@@ -19,6 +19,7 @@ def base_of(config: Mapping[str, object]) -> str | None:
 
     Raises:
         Malformed: the name is no text.
+
     """
     name = config.get("base_model_name_or_path")
     if name is not None and not isinstance(name, str):

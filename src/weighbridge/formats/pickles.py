@@ -22,7 +22,8 @@ _STEP = 28
 _LONGEST_LINE = 4096
 
 # Python 2 called them so, and protocol 2 still writes it.
-_PY2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_PYTHON_2_BUILTINS = {"long": "int", "unicode": "str", "xrange": "range"}
 
 
 class Machine:
@@ -118,7 +119,8 @@ class Machine:
         """
         if len(module) + len(name) > _LONGEST_LINE:
             raise self.malformed("a name too long")
-        module = _PY2_MODULES.get(module, module)
+        if module in _PYTHON_2_MODULES:
+            module, name = _PYTHON_2_MODULES[module], _PYTHON_2_BUILTINS.get(name, name)
         found = self._globals.get((module, name))
         if found is None:
             self.meter.spend(400 + 4 * (len(module) + len(name)))

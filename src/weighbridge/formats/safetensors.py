@@ -46,6 +46,7 @@ def read(file: File, *, index: int = 0) -> Header:
     Raises:
         Malformed: not such a file, or one that breaks the format's rules.
         Truncated: its data ends before its header says so.
+
     """
     length = int.from_bytes(read_exactly(file, 0, 8), "little")
     if length > _LARGEST_HEADER:
@@ -97,7 +98,7 @@ def _rows(entries: dict[str, _Entry], file: File, index: int, *, start: int) -> 
     # Column by column: DeepSeek-V3's 92,000 entries take half the time of a loop over them.
     dtypes = [entry.dtype for entry in entries.values()]
     shapes = [entry.shape for entry in entries.values()]
-    spans = [entry.data_offsets for entry in entries.values()]
+    spans: list[Any] = [entry.data_offsets for entry in entries.values()]
     if None in dtypes or None in shapes or None in spans:
         name = next(n for n, e in entries.items() if None in (e.dtype, e.shape, e.data_offsets))
         raise Malformed(f"{file.name}: {name!r} lacks a dtype, a shape or its offsets")
@@ -117,7 +118,8 @@ def _rows(entries: dict[str, _Entry], file: File, index: int, *, start: int) -> 
         [kind[1] for kind in kinds],
         strict=False,
     )
-    return list(map(tuple.__new__, repeat(Row), columns))
+    make: Any = tuple.__new__  # Row(...) itself would check each row once more
+    return list(map(make, repeat(Row), columns))
 
 
 def _sizes(kinds: set[Any]) -> dict[Any, tuple[DType, int]]:

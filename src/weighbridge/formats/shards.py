@@ -16,24 +16,38 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
+def listed(raw: bytes, name: str) -> dict[str, str]:
+    """The index's {tensor: shard}, shards as it names them: relative to its own folder.
+
+    Raises:
+        Malformed: not an index, or one that points outside its folder.
+
+    """
+    try:
+        weight_map = msgspec.json.decode(raw, type=_Index).weight_map
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"{name} is not an index of shards ({error})", fix="download it again") from None
+    if not weight_map:
+        raise Malformed(f"{name} lists no tensor", fix="download it again")
+    for shard in set(weight_map.values()):
+        if shard.startswith("/") or ".." in shard.split("/") or "\\" in shard or ":" in shard:
+            raise Malformed(f"{name} points outside its folder: {shard!r}", fix="do not trust this model")
+    return weight_map
+
+
 def shards_of(raw: bytes, name: str, present: Mapping[str, int]) -> dict[str, str]:
-    """The index's {tensor: shard}.
+    """The index's {tensor: shard}, shards by their names among `present`.
 
     Raises:
         Malformed: not an index, or one that points outside its folder.
         NotFound: shards that are not there.
+
     """
-    try:
-        weight_map = msgspec.json.decode(raw, type=_Index).weight_map
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise Malformed(f"{name} is not an index of shards ({error})", fix="download it again") from None
-    if not weight_map:
-        raise Malformed(f"{name} lists no tensor", fix="download it again")
-    shards = set(weight_map.values())
-    for shard in shards:
-        if shard.startswith(("/", "\\")) or ".." in shard.split("/") or "\\" in shard or ":" in shard:
-            raise Malformed(f"{name} points outside its folder: {shard!r}", fix="do not trust this model")
-    missing = sorted(shards - present.keys())
+    weight_map = listed(raw, name)
+    folder = name.rpartition("/")[0]
+    if folder:
+        weight_map = {tensor: f"{folder}/{shard}" for tensor, shard in weight_map.items()}
+    missing = sorted(set(weight_map.values()) - present.keys())
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise NotFound(f"{name} lists shards that are not there: {', '.join(missing[:3])}{more}", fix="download them")
@@ -45,6 +59,7 @@ def join(headers: Sequence[tuple[str, Header]], weight_map: Mapping[str, str] | 
 
     Raises:
         Malformed: a tensor in two files, or files and index that disagree.
+
     """
     if len(headers) == 1 and weight_map is None:
         return headers[0][1]

@@ -75,7 +75,7 @@ def _find_model(root: object, contents: Contents, meter: Meter) -> object:
             name = str(key)
             if type(child) is StoredTensor:
                 tensors[name] = child
-            elif _is_optimizer_key(name) and _has_children(child):
+            elif value is root and _is_optimizer_key(name) and _has_children(child):
                 contents.optimizers.extend(_optimizers_in(child, meter))
             elif is_optimizer(child):
                 contents.optimizers.append(child)

@@ -31,6 +31,7 @@ class DType:
 
         Raises:
             Unknown: `count` is not a whole number of blocks.
+
         """
         blocks, rest = divmod(count, self.block)
         if rest:
@@ -118,6 +119,7 @@ def dtype(name: str, /) -> DType:
 
     Raises:
         Unknown: no such type; its width is never guessed.
+
     """
     try:
         return DTYPES[name]

@@ -1,14 +1,14 @@
 """Every error that Weighbridge raises on purpose, drawn once.
 
-    WeighError                 what is wrong, and how to mend it (exit code 2)
-    ├── NotFound               no such file, model, revision, tensor
-    ├── Ambiguous              several models where one is wanted
-    ├── Refused                readable in principle, unsafe or forbidden in practice
-    ├── Malformed              a file that is not what its format says
-    │   └── Truncated          ... because bytes are missing
-    ├── Unknown                a number that cannot be given exactly, so it is not given
-    ├── Unreachable            the hub did not answer, or answered no
-    └── MissingExtra           an optional dependency, named with its install command
+WeighError                 what is wrong, and how to mend it (exit code 2)
+├── NotFound               no such file, model, revision, tensor
+├── Ambiguous              several models where one is wanted
+├── Refused                readable in principle, unsafe or forbidden in practice
+├── Malformed              a file that is not what its format says
+│   └── Truncated          ... because bytes are missing
+├── Unknown                a number that cannot be given exactly, so it is not given
+├── Unreachable            the hub did not answer, or answered no
+└── MissingExtra           an optional dependency, named with its install command
 """
 
 
@@ -24,7 +24,7 @@ class WeighError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        """One line: names inside may come from a hostile file, so line breaks and control codes are shown, not obeyed."""
+        """One line: names may come from a hostile file, so line breaks and control codes are shown, not obeyed."""
         line = f"{self.what}; {self.fix}" if self.fix else self.what
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 

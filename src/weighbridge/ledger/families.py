@@ -28,7 +28,12 @@ _DIGITS = b"0123456789"
 _STACKS = ("model.layers.", "layers.", "language_model.model.layers.", "model.language_model.layers.", "blk.")
 _MTP_WORDS = frozenset({"mtp", "mtp_layers", "mtp_block", "nextn"})
 # DeepSeek's MTP layer stores the model's embedding and head once more.
-_MTP_COPY = ("embed_tokens.weight", "shared_head.head.weight", "nextn.embed_tokens.weight", "nextn.shared_head_head.weight")
+_MTP_COPY = (
+    "embed_tokens.weight",
+    "shared_head.head.weight",
+    "nextn.embed_tokens.weight",
+    "nextn.shared_head_head.weight",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,9 @@ def group(rows: Sequence[Row], architecture: Architecture) -> list[list[Row]]:
     beyond = _beyond(architecture)
     if not beyond:
         return _alike(rows)
-    return _alike([r for r in rows if not r[0].startswith(beyond)]) + _alike([r for r in rows if r[0].startswith(beyond)])
+    return _alike([r for r in rows if not r[0].startswith(beyond)]) + _alike(
+        [r for r in rows if r[0].startswith(beyond)]
+    )
 
 
 def _alike(rows: Sequence[Row]) -> list[list[Row]]:
@@ -97,12 +104,15 @@ def judge(
 
     Raises:
         Unknown: packed weights whose number of elements cannot be told.
+
     """
     groups = group(rows, architecture)
     beyond = _beyond(architecture)
     patterns = [pattern_of(members[0].name) for members in groups]
     leaves = _neighbors(patterns)
     shapes = _Shapes(groups, patterns)
+    stated = metadata.get("buffers")  # a pickled module says which of its tensors are buffers
+    known_buffers = frozenset(stated) if isinstance(stated, (list, tuple, set, frozenset)) else frozenset()
     families = []
     for pattern, members in zip(patterns, groups, strict=True):
         first = members[0]
@@ -125,7 +135,7 @@ def judge(
             )
             if unpacked is not None:
                 elements = unpacked
-            elif is_buffer(module, leaf, first, siblings, architecture.model_type):
+            elif first.name in known_buffers or is_buffer(module, leaf, first, siblings, architecture.model_type):
                 kind = BUFFER
             if (beyond and first.name.startswith(beyond)) or not _MTP_WORDS.isdisjoint(pattern.split(".")):
                 extra = MTP_COPIES if first.name.endswith(_MTP_COPY) else MTP
@@ -149,7 +159,7 @@ def judge(
 
 
 def _neighbors(patterns: Sequence[str]) -> dict[str, frozenset[str]]:
-    """{module: the leaves stored in it}. bitsandbytes hangs `absmax` below the weight itself: these are neighbors too."""
+    """{module: the leaves stored in it}. bitsandbytes hangs `absmax` below the weight itself: a neighbor too."""
     modules: dict[str, set[str]] = {}
     for pattern in patterns:
         module, _, leaf = pattern.rpartition(".")
@@ -206,6 +216,5 @@ def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_
         return True
     if leaf == "bias" and len(row.shape) == 4 and row.shape[:2] == (1, 1) and 1 < row.shape[2] == row.shape[3]:
         return True  # GPT-2's causal mask: a bias proper is no square
-    if leaf in ("weight", "bias") and "running_mean" in siblings and "num_batches_tracked" not in siblings:
-        return True  # a frozen batch norm keeps its affine part as buffers, and no step counter
-    return False
+    # A frozen batch norm keeps its affine part as buffers, and no step counter.
+    return leaf in ("weight", "bias") and "running_mean" in siblings and "num_batches_tracked" not in siblings

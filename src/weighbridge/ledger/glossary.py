@@ -23,10 +23,16 @@ def look_up(term: str) -> tuple[str, dict[str, str]]:
 
     Raises:
         NotFound: no such term.
+
     """
     known = terms()
     wanted = term.strip().lower().replace("-", " ").replace("_", " ")
-    for form in (wanted, wanted.removesuffix("s"), wanted.removesuffix("es"), wanted.removesuffix("parameters").strip()):
+    for form in (
+        wanted,
+        wanted.removesuffix("s"),
+        wanted.removesuffix("es"),
+        wanted.removesuffix("parameters").strip(),
+    ):
         if form in known:
             return form, known[form]
     raise NotFound(f"no such term: {term!r}", fix=f"known are {', '.join(sorted(known))}")

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-
 from weighbridge.ledger.architecture import Architecture
 from weighbridge.ledger.errors import Unknown
 from weighbridge.ledger.families import BUFFER, EXTRA, PARAMETER, TIED_COPIES, Family, judge
@@ -66,6 +65,7 @@ class Ledger:
 
         Raises:
             Unknown: packed weights whose number of elements cannot be told.
+
         """
         families = judge(
             self.rows, architecture=self.architecture, metadata=self.metadata, adapter_files=self.adapter_files
@@ -107,6 +107,7 @@ class Ledger:
 
         Raises:
             Unknown: a mixture of experts whose configuration does not say how many a token uses.
+
         """
         routed = sum(family.total for family in self.parameters if family.role == "expert")
         if not routed:

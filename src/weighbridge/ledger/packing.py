@@ -42,10 +42,16 @@ _SERVANTS = {
     ),
 }
 _EXTRA_OF = {leaf: extra for extra, leaves in _SERVANTS.items() for leaf in leaves.split()}
-_KV_LEAVES = frozenset("k_scale v_scale kv_scale q_scale prob_output_scale prob_scale".split())
-_SUFFIXES = (("_input_scale", ACTIVATION), ("_scale_inv", SCALES), ("_scales", SCALES), ("_scale", SCALES), ("_scale_#", SCALES))
+_KV_LEAVES = frozenset(["k_scale", "v_scale", "kv_scale", "q_scale", "prob_output_scale", "prob_scale"])
+_SUFFIXES = (
+    ("_input_scale", ACTIVATION),
+    ("_scale_inv", SCALES),
+    ("_scales", SCALES),
+    ("_scale", SCALES),
+    ("_scale_#", SCALES),
+)
 # Leaves that hold codes; a plain `weight` does too when its dtype and neighbors say so.
-_CODES = frozenset("qweight weight_packed weight W_q _data _weight_qdata qdata compressed".split())
+_CODES = frozenset(["qweight", "weight_packed", "weight", "W_q", "_data", "_weight_qdata", "qdata", "compressed"])
 
 Sibling = Callable[[str], tuple[int, ...] | None]
 
@@ -84,6 +90,7 @@ def elements_in(
 
     Raises:
         Unknown: codes whose width neither shapes nor config tell.
+
     """
     stored = prod(shape)
     if leaf.endswith("_blocks") and f"{leaf.removesuffix('_blocks')}_scales" in siblings:
@@ -154,7 +161,7 @@ def _bits_from_zeros(sibling: Sibling) -> int | None:
 
 
 def _described(stored: int, dtype: DType, described: str | None) -> int:
-    """torchao writes the tensor subclass and its attributes into the header as JSON."""
+    """Torchao writes the tensor subclass and its attributes into the header as JSON."""
     try:
         record: Mapping[str, object] = json.loads(described or "{}")
     except ValueError:

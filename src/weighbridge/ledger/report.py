@@ -6,7 +6,7 @@ console, which calls `__rich_console__`.
 """
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ Block = Title | Line | Table
 class Report:
     """The result of a command. `data` is what `--json` prints; `blocks` are what people see."""
 
-    def __init__(self, *, verb: str, data: dict[str, object], blocks: Sequence[Block], version: int = 1) -> None:
+    def __init__(self, *, verb: str, data: Mapping[str, object], blocks: Sequence[Block], version: int = 1) -> None:
         self.schema = f"weighbridge/{verb}/{version}"
         self.data = data
         self.blocks = tuple(blocks)

@@ -25,6 +25,8 @@ _EXTRAS = {
 }
 
 
+_MOST_SETTINGS = 40  # rows of a table; a TrainingArguments has 110
+
 Training = Mapping[str, Mapping[str, object]]
 
 
@@ -42,6 +44,7 @@ def show(
 
     Raises:
         Unknown: packed weights whose number of elements cannot be told.
+
     """
     data = _data(ledger, layers=layers, tensors=tensors, explain=explain)
     blocks: list[Block] = [
@@ -215,7 +218,9 @@ def _buffers(ledger: Ledger) -> list[Block]:
     if not families:
         return []
     families.sort(key=lambda family: -family.total)
-    rows = [(family.pattern, f"{len(family.rows):,} x {list(family.shape)}", f"{family.total:,}") for family in families]
+    rows = [
+        (family.pattern, f"{len(family.rows):,} x {list(family.shape)}", f"{family.total:,}") for family in families
+    ]
     shown = rows[:8]
     if len(rows) > len(shown):
         rest = sum(family.total for family in families[8:])
@@ -232,14 +237,26 @@ def _extras(ledger: Ledger) -> list[Block]:
 
 
 def _training(training: Training | None) -> list[Block]:
+    """A table each of what is kept beside the parameters, with the line that says what it is."""
     blocks: list[Block] = []
     for name, values in (training or {}).items():
-        rows = [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in values.items()]
-        term = name.replace("_", " ").removesuffix("s") if name != "progress" else None
+        flat = {}
+        for key, value in values.items():
+            inner = value.items() if isinstance(value, dict) else None
+            flat |= {f"{key}.{k}": v for k, v in inner} if inner is not None else {key: value}
+        rows = [(key, _value(value)) for key, value in flat.items() if value is not None]
+        if len(rows) > _MOST_SETTINGS:
+            rows = [*rows[:_MOST_SETTINGS], (f"and {len(rows) - _MOST_SETTINGS} more", "(--json lists them)")]
         blocks.append(Table(columns=(name.replace("_", " "), ""), rows=rows))
-        if term:
-            blocks.append(Line(text=f"  {short(term)}", faint=True))
+        if name in ("optimizer_state", "hyperparameters"):
+            blocks.append(Line(text=f"  {short(name.replace('_', ' ').removesuffix('s'))}", faint=True))
     return blocks
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(part)}" for key, part in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _reconciliation(ledger: Ledger) -> str:

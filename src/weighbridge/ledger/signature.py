@@ -1,8 +1,8 @@
 """The parameter signature: the identity of a model variant, in one line that parses back.
 
-    qwen/qwen3-8b@2026-10-01+support-lora~q4_k_m:prompt-3#9f3c01ab
-    └ base model  └ version  └ adapter    └ quantization   └ digest
-                                                 └ prompt version
+qwen/qwen3-8b@2026-10-01+support-lora~q4_k_m:prompt-3#9f3c01ab
+└ base model  └ version  └ adapter    └ quantization   └ digest
+                                             └ prompt version
 """
 
 import re
@@ -34,7 +34,7 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """Who a variant is. `digest` is lower-case hex over its tensors' values; a prefix of it is enough to name a variant.
+    """Who a variant is. `digest` is lower-case hex over its tensors' values; a prefix names a variant.
 
     `str(signature)` is canonical and `Signature.parse` reads it back. Parts that are unknown are None, never "".
     """
@@ -72,6 +72,7 @@ class Signature:
 
         Raises:
             Malformed: `text` is not a signature.
+
         """
         found = _FORM.fullmatch(text) if len(text) <= _LONGEST else None
         if found is None:
@@ -79,7 +80,8 @@ class Signature:
                 f"not a parameter signature: {text[:80]!r}",
                 fix="the form is base@version+adapter~quantization:prompt#digest, all but the first optional",
             )
-        return cls(**{name: None if part is None else _decode(part) for name, part in found.groupdict().items()})
+        parts = {name: _decode(part) for name, part in found.groupdict().items() if part is not None}
+        return cls(**parts)
 
     def attributes(self) -> dict[str, str]:
         """Span attributes of the parts that are known."""
@@ -92,6 +94,7 @@ class Signature:
 
         Raises:
             Malformed: no base model among the attributes.
+
         """
         parts = {part: attributes.get(name) for part, name in _ATTRIBUTES.items()}
         if not parts["base_model"]:

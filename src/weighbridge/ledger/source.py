@@ -26,6 +26,7 @@ def read_exactly(file: File, offset: int, length: int, /) -> bytes:
 
     Raises:
         Truncated: the file ends before.
+
     """
     data = file.read(offset, length) if offset + length <= file.size else b""
     if len(data) != length:

@@ -54,7 +54,9 @@ def declared(families: Sequence[Family], architecture: Architecture) -> dict[str
     for name, family in single.items():
         original = None
         if name.endswith(_SHARED_ALIASES):
-            original = next((e for e in embeddings if e.rpartition("shared.weight")[1] and _same(family, single[e])), None)
+            original = next(
+                (e for e in embeddings if e.rpartition("shared.weight")[1] and _same(family, single[e])), None
+            )
         elif name.endswith(_HEADS) and architecture.tied_embeddings:
             original = next((e for e in embeddings if _same(family, single[e])), None)
         else:

@@ -311,7 +311,7 @@ def test_the_pause_that_a_server_asks_for_is_really_made(hub: Hub) -> None:
     hub.faults.append(Fault("hub", status=429, headers={"Retry-After": "1"}))
     began = time.monotonic()
     resolve("org/name")
-    assert 1 <= time.monotonic() - began < 3
+    assert 1 <= time.monotonic() - began < 10
 
 
 # Refusals

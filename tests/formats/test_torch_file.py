@@ -6,6 +6,7 @@ import enum
 import io
 import json
 import pathlib
+import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.utils.serialization import config
 
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
@@ -148,15 +150,10 @@ def test_tied_tensors_are_aliases_of_the_first_name_and_other_views_are_not(zipp
 
 
 @CONTAINERS
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source")
 def test_a_whole_module_gives_the_names_of_its_state_dict(zipped: bool, tmp_path: Path) -> None:
     net = Net()
-    with pytest.warns() if not zipped else pytest.MonkeyPatch.context():
-        file = save(tmp_path / "net.pth", net, zipped=zipped)
-        if not zipped:
-            import warnings
-
-            warnings.warn("torch warns of sources only where it cannot read them", stacklevel=1)
-    header = read(file)
+    header = read(save(tmp_path / "net.pth", net, zipped=zipped))
     holds(tmp_path / "net.pth", header, net.state_dict())
     assert header.aliases == {"out.weight": "embed.weight"}
     assert set(header.metadata["buffers"]) == {n for n, _ in net.named_buffers()} - {"dropped"}
@@ -168,6 +165,7 @@ def test_a_wrapped_module_keeps_its_prefix(tmp_path: Path) -> None:
     assert [row.name for row in header.rows] == ["module.weight", "module.bias"]
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_the_parts_of_a_quantized_state_dict_are_named_by_their_place(tmp_path: Path) -> None:
     weight = torch.quantize_per_tensor(torch.randn(3, 4), 0.1, 2, torch.qint8)
     state = {"fc.scale": torch.tensor(1.0), "fc._packed_params._packed_params": (weight, None)}
@@ -178,7 +176,7 @@ def test_the_parts_of_a_quantized_state_dict_are_named_by_their_place(tmp_path: 
 
 def test_a_torchscript_archive_is_read_by_its_attributes(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         torch.jit.script(net).save(tmp_path / "net.pt")
     holds(tmp_path / "net.pt", read(LocalFile(tmp_path / "net.pt")), net.state_dict())
 
@@ -338,8 +336,6 @@ def test_a_tensor_without_plain_bytes_is_unknown(tensor: torch.Tensor, told: str
 
 
 def test_a_tensor_pickled_without_torch_save_is_not_mistaken(tmp_path: Path) -> None:
-    import pickle
-
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": torch.zeros(2)}))
     with pytest.raises(Malformed, match=r"a pickle that torch\.save did not write"):
         read(LocalFile(tmp_path / "a.pkl"))
@@ -350,8 +346,6 @@ def test_a_tensor_pickled_without_torch_save_is_not_mistaken(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("alignment", [64, 4096])
 def test_behind_http_places_are_deduced_without_a_read_for_each_tensor(alignment: int, tmp_path: Path) -> None:
-    from torch.utils.serialization import config
-
     state = {f"layers.{n}.weight": torch.randn(n % 7, 3) for n in range(400)}
     with config.patch({"save.storage_alignment": alignment}):
         near = save(tmp_path / "model.bin", state, zipped=True)

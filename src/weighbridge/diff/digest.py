@@ -166,8 +166,8 @@ def _fingerprint(ledger: Ledger, files: Mapping[int, store.Near | None]) -> byte
     codes = [kinds.setdefault(kind, len(kinds)) for kind in zip([d.name for d in dtypes], shapes, strict=True)]
     told = (CONTEXT, files, list(kinds), sorted(_ties(ledger).items()), ledger.metadata.get("strides"), len(names))
     parts = [repr(told).encode("utf-8", "backslashreplace")]
-    parts += [array("Q", column).tobytes() for column in (codes, indices, offsets, sizes)]
-    parts += [_text(name) for name in names]
+    parts += [array("Q", column).tobytes() for column in (codes, indices, offsets, sizes, map(len, names))]
+    parts.append("".join(names).encode("utf-8", "surrogatepass"))
     return store.blake2b(b"".join(parts), digest_size=32).digest()
 
 

@@ -139,7 +139,8 @@ def main() -> None:
         paths = make(Path(name), int(chosen.gigabytes * 1e9))
         result = measure(paths, runs=chosen.runs)
     for key, row in result["rows"].items():
-        print(f"{key:52} {row['gb_per_s']:7.2f} GB/s   {row['seconds']:8.4f} s   of bound {row['of_bound']:6.2f}")
+        rate, best, share = row["gb_per_s"], row["best_gb_per_s"], row["of_bound"]
+        print(f"{key:48} {rate:6.2f} GB/s (best {best:5.2f})  {row['seconds']:7.4f} s  of bound {share:5.2f}")
     print(f"second sign {result['second_sign_ms']:.1f} ms, cached() {result['cached_ms']:.2f} ms")
     if chosen.json:
         chosen.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -182,7 +183,13 @@ def measure(paths: Sequence[Path], *, runs: int) -> dict[str, Any]:
         "second_sign_ms": statistics.median(timed(lambda: digest(opened(paths))) for _ in range(9)) * 1e3,
         "cached_ms": statistics.median(timed(lambda: cached(ledger)) for _ in range(9)) * 1e3,
         "rows": {
-            name: {"seconds": took, "gb_per_s": size / took / 1e9, "of_bound": bound / took, "all": found[name]}
+            name: {
+                "seconds": took,
+                "gb_per_s": size / took / 1e9,
+                "best_gb_per_s": size / min(found[name]) / 1e9,
+                "of_bound": bound / took,
+                "all": found[name],
+            }
             for name, took in medians.items()
         },
     }

@@ -343,7 +343,7 @@ print([line.split()[1] for line in open("/proc/self/status") if line.startswith(
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory as Linux tells it")
-@pytest.mark.parametrize("bomb", ["dictionaries", "one great dictionary", "tensors counted again and again"])
+@pytest.mark.parametrize("bomb", ["one great dictionary", "tensors counted again and again"])
 def test_the_whole_budget_is_little_time_and_memory(bomb: str, tmp_path: Path) -> None:
     path = file(tmp_path, zipped(BOMBS[bomb]())).path
     run = subprocess.run([sys.executable, "-c", _CHILD, path], capture_output=True, text=True, timeout=60, check=True)
@@ -356,7 +356,9 @@ def test_the_whole_budget_is_little_time_and_memory(bomb: str, tmp_path: Path) -
 # Anything else
 
 
+@functools.cache
 def _samples() -> list[bytes]:
+    """Sound checkpoints: zip and legacy, a dictionary and a module."""
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.randn(2, 3)).sum().backward()
@@ -370,7 +372,6 @@ def _samples() -> list[bytes]:
     return found
 
 
-_SAMPLES = _samples()
 _EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255), st.sampled_from(["set", "cut", "add"])))
 
 
@@ -387,20 +388,20 @@ def _edited(raw: bytes, edits: list[tuple[int, int, str]]) -> bytes:
     return bytes(edited)
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sample=st.sampled_from(_SAMPLES), edits=_EDITS)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sample=st.integers(0, 3), edits=_EDITS)
 def test_a_damaged_file_is_read_or_told_and_never_crashes(
-    sample: bytes, edits: list[tuple[int, int, str]], tmp_path: Path
+    sample: int, edits: list[tuple[int, int, str]], tmp_path: Path
 ) -> None:
-    _attempt(file(tmp_path, _edited(sample, edits)))
+    _attempt(file(tmp_path, _edited(_samples()[sample], edits)))
 
 
-@settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sample=st.sampled_from(_SAMPLES[::2]), edits=_EDITS)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sample=st.sampled_from([0, 2]), edits=_EDITS)
 def test_a_damaged_pickle_in_a_sound_archive_is_read_or_told_and_never_crashes(
-    sample: bytes, edits: list[tuple[int, int, str]], tmp_path: Path
+    sample: int, edits: list[tuple[int, int, str]], tmp_path: Path
 ) -> None:
-    with zipfile.ZipFile(io.BytesIO(sample)) as old:
+    with zipfile.ZipFile(io.BytesIO(_samples()[sample])) as old:
         entries = {name: old.read(name) for name in old.namelist()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as new:
@@ -409,7 +410,7 @@ def test_a_damaged_pickle_in_a_sound_archive_is_read_or_told_and_never_crashes(
     _attempt(file(tmp_path, buffer.getvalue()))
 
 
-@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pickled=st.binary(max_size=200))
 def test_random_opcodes_are_told_and_never_crash(pickled: bytes, tmp_path: Path) -> None:
     _attempt(file(tmp_path, zipped(b"\x80\x04" + pickled)))
@@ -417,11 +418,15 @@ def test_random_opcodes_are_told_and_never_crash(pickled: bytes, tmp_path: Path)
 
 
 def _attempt(target: LocalFile) -> None:
+    """Reads a file: rows within it, or one line of error, soon."""
+    start = time.process_time()
     try:
         checkpoint = read_checkpoint(target)
     except WeighError as error:
         assert str(error).isprintable()
         return
+    finally:
+        assert time.process_time() - start < 2
     for row in checkpoint.model.rows:
         row.name.encode()
         assert 0 <= row.offset <= target.size

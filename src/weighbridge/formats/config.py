@@ -16,6 +16,7 @@ from weighbridge.ledger import Architecture
 from weighbridge.ledger.errors import Malformed
 
 LARGEST = 16_000_000  # bytes; the largest real config.json, with a label map of 21,843 classes, takes 1.2 MB
+_MOST = 1 << 32  # of anything: layers, heads, experts, words, positions
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "ffn_config", "decoder")
 _NAMES: dict[str, tuple[str, ...]] = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth"),
@@ -116,8 +117,10 @@ def _first(views: list[Mapping[str, object]], names: tuple[str, ...]) -> int | N
             value = view.get(name)
             if value is None or isinstance(value, (bool, list, dict)):
                 continue  # per layer or per tower: not one number
-            if not isinstance(value, int) or value < 0:
-                raise Malformed(f"config.json: {name} is {value!r}", fix="it should be a whole number, 0 or more")
+            if not isinstance(value, int) or not 0 <= value <= _MOST:
+                raise Malformed(
+                    f"config.json: {name} is {str(value)[:40]!r}", fix="it should be a whole number, 0 or more"
+                )
             return value
     return None
 

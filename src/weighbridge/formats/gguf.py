@@ -162,7 +162,8 @@ def _skip_strings(cursor: _Cursor, count: int) -> None:
         cursor.need(8)
         buffer, at, last = cursor.buffer, cursor.at, len(cursor.buffer) - 8
         while count and at <= last:
-            at += 8 + unpack(buffer, at)[0]
+            (length,) = unpack(buffer, at)
+            at += length + 8
             count -= 1
         cursor.skip(at - cursor.at)
 

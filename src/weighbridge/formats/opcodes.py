@@ -127,7 +127,7 @@ def _mark(machine: "Machine") -> None:
 def _gathered(kind: type[tuple[object, ...]] | type[list[object]]) -> Opcode:
     def push(machine: "Machine") -> None:
         items = machine.since_mark()
-        machine.meter.left -= 56 + 8 * len(items)
+        machine.meter.spend(56 + 8 * len(items))
         machine.stack.append(kind(items))
 
     return push
@@ -177,7 +177,7 @@ def _extend(machine: "Machine", items: list[object]) -> None:
         target = target.items
     if type(target) is not list:
         raise machine.malformed("items appended to what is no list")
-    machine.meter.left -= 16 * len(items)
+    machine.meter.spend(16 * len(items))
     target.extend(items)
 
 
@@ -200,7 +200,7 @@ def _store(machine: "Machine", target: object, items: list[object]) -> None:
     if type(target) is not dict or len(items) % 2:
         raise machine.malformed("keys and values set on what is no dictionary")
     # The first entry makes a table of 232 bytes; one that grows holds 100 an entry, and the old beside the new.
-    machine.meter.left -= 88 * len(items) + (0 if target else 168)
+    machine.meter.spend(88 * len(items) + (0 if target else 168))
     for place in range(0, len(items), 2):
         key = items[place]
         if type(key) is not str:

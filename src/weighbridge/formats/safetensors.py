@@ -96,39 +96,43 @@ def _refuse_duplicates(raw: bytes, name: str) -> None:
 
 def _rows(entries: dict[str, _Entry], file: File, index: int, *, start: int) -> list[Row]:
     # Column by column: DeepSeek-V3's 92,000 entries take half the time of a loop over them.
-    dtypes = [entry.dtype for entry in entries.values()]
-    shapes = [entry.shape for entry in entries.values()]
     spans: list[Any] = [entry.data_offsets for entry in entries.values()]
-    if None in dtypes or None in shapes or None in spans:
-        name = next(n for n, e in entries.items() if None in (e.dtype, e.shape, e.data_offsets))
-        raise Malformed(f"{file.name}: {name!r} lacks a dtype, a shape or its offsets")
-    sizes = _sizes(set(zip(dtypes, shapes, strict=True)))
-    kinds = [sizes[kind] for kind in zip(dtypes, shapes, strict=True)]
-    for name, (begin, end), (element, size) in zip(entries, spans, kinds, strict=True):
-        if end - begin != size:
-            shape = list(entries[name].shape or ())
-            raise Malformed(f"{file.name}: {name!r} of {element} {shape} takes {size:,} bytes, not {end - begin:,}")
+    keys = [(entry.dtype, entry.shape) for entry in entries.values()]
+    kinds: list[Any] = list(map(_KINDS.get, keys))
+    if None in kinds or None in spans:
+        _learn(entries, file.name)
+        kinds = [_KINDS[key] for key in keys]
+    sizes = [kind[1] for kind in kinds]
+    if [end - begin for begin, end in spans] != sizes:
+        name, entry, size = next(
+            (n, e, size)
+            for (n, e), (begin, end), size in zip(entries.items(), spans, sizes, strict=True)
+            if end - begin != size
+        )
+        shape = list(entry.shape or ())
+        raise Malformed(f"{file.name}: {name!r} of {entry.dtype} {shape} takes {size:,} bytes, not what it is given")
     _check_cover(list(entries), spans, file, start)
-    columns = zip(
-        entries,
-        [kind[0] for kind in kinds],
-        shapes,
-        repeat(index),
-        [start + span[0] for span in spans],
-        [kind[1] for kind in kinds],
-        strict=False,
-    )
+    elements, shapes = [kind[0] for kind in kinds], [key[1] for key in keys]
+    columns = zip(entries, elements, shapes, repeat(index), [start + span[0] for span in spans], sizes, strict=False)
     make: Any = tuple.__new__  # Row(...) itself would check each row once more
     return list(map(make, repeat(Row), columns))
 
 
-def _sizes(kinds: set[Any]) -> dict[Any, tuple[DType, int]]:
-    """{(dtype name, shape): (dtype, bytes)}: a model has few kinds of tensors."""
-    sizes = {}
-    for kind in kinds:
-        element = dtype(kind[0])
-        sizes[kind] = (element, element.nbytes(numel(kind[1])))
-    return sizes
+# {(dtype name, shape): (dtype, bytes)}: a model has few kinds of tensors, and its shards have the same ones.
+_KINDS: dict[tuple[str | None, tuple[int, ...] | None], tuple[DType, int]] = {}
+_MOST_KINDS = 100_000
+
+
+def _learn(entries: dict[str, _Entry], file: str) -> None:
+    """Makes every kind of tensor among `entries` known."""
+    if len(_KINDS) > _MOST_KINDS:
+        _KINDS.clear()
+    for name, entry in entries.items():
+        if entry.dtype is None or entry.shape is None or entry.data_offsets is None:
+            raise Malformed(f"{file}: {name!r} lacks a dtype, a shape or its offsets")
+        if (entry.dtype, entry.shape) not in _KINDS:
+            element = dtype(entry.dtype)
+            _KINDS[entry.dtype, entry.shape] = (element, element.nbytes(numel(entry.shape)))
 
 
 def _check_cover(names: list[str], spans: list[Any], file: File, start: int) -> None:

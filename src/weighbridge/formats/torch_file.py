@@ -37,9 +37,10 @@ class Checkpoint:
 def read(file: File, *, index: int = 0) -> Header:
     """The model in a PyTorch checkpoint; `index` is the file's place in its source.
 
-    Offsets point to a tensor's first element and `nbytes` is its elements times their width. Metadata: "strides" has
-    {name: strides in elements} of tensors that are not contiguous, "buffers" the names that a pickled module keeps as
-    buffers, and the name of each torchao tensor the form in which its parts are listed.
+    Only the pickle and the directory are read, in two or three requests for a file behind HTTP. Offsets point to a
+    tensor's first element and `nbytes` is its elements times their width. Metadata: "strides" has {name: strides in
+    elements} of tensors that are not contiguous, "buffers" the names that a pickled module keeps as buffers, and the
+    name of each torchao tensor the form in which its parts are listed.
 
     Raises:
         NotFound: no tensors in it, or only an optimizer's.
@@ -172,6 +173,8 @@ class _Opened:
         if listed is None:
             raise Unknown(f"{self.name}: {name!r} has dtype torch.{tensor.dtype}, which is not known here")
         dtype, shape, wide = DTYPES[listed], tensor.shape, width(tensor.dtype)
+        if storage.key not in places:
+            raise Malformed(f"{self.name}: {name!r} has its data in storage {storage.key!r}, which is not listed")
         start, held = places[storage.key]
         first, elements = storage.view or (0, storage.numel)
         start, size = start + first * width(storage.dtype), elements * width(storage.dtype)

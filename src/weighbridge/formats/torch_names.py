@@ -7,7 +7,7 @@ that reaches the system is refused wherever it stands. What calls mean is in `to
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from weighbridge.formats.inert import SAFER, Global, Meter, Record
 from weighbridge.ledger import DTYPES
@@ -35,7 +35,7 @@ class Names:
 @cache
 def names() -> Names:
     """The tables, read when first needed."""
-    table = json.loads(files("weighbridge.formats").joinpath("data/pickle_names.json").read_bytes())
+    table = json.loads((Path(__file__).parent / "data" / "pickle_names.json").read_bytes())
     return Names(
         dtypes=table["dtypes"],
         storages=table["storages"],

@@ -26,6 +26,7 @@ _NUMBER = re.compile(r"\d+")
 _DIGITS = b"0123456789"
 # How the stacks of decoder layers are called: an MTP layer is one more of the same stack.
 _STACKS = ("model.layers.", "layers.", "language_model.model.layers.", "model.language_model.layers.", "blk.")
+_MOST_MTP = 64
 _MTP_WORDS = frozenset({"mtp", "mtp_layers", "mtp_block", "nextn"})
 # DeepSeek's MTP layer stores the model's embedding and head once more.
 _MTP_COPY = (
@@ -52,6 +53,11 @@ class Family:
     rows: list[Row]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors: alike in dtype and shape, they are alike in size."""
+        return self.rows[0].nbytes * len(self.rows)
+
+    @property
     def total(self) -> int:
         """Logical elements of all its tensors together."""
         return self.elements * len(self.rows)
@@ -64,18 +70,14 @@ def pattern_of(name: str) -> str:
 
 def group(rows: Sequence[Row], architecture: Architecture) -> list[list[Row]]:
     """Rows by (name without digits, dtype, shape); MTP layers apart, which differ from the others by number alone."""
-    beyond = _beyond(architecture)
-    if not beyond:
-        return _alike(rows)
-    return _alike([r for r in rows if not r[0].startswith(beyond)]) + _alike(
-        [r for r in rows if r[0].startswith(beyond)]
-    )
-
-
-def _alike(rows: Sequence[Row]) -> list[list[Row]]:
     # All names at once: joined, stripped of digits, split again. One by one takes three times as long.
-    joined = "\n".join([row[0] for row in rows])
-    bare = joined.encode("utf-8", "surrogatepass").translate(None, _DIGITS).split(b"\n")
+    joined = "\n" + "\n".join([row[0] for row in rows])
+    beyond = tuple(prefix for prefix in _beyond(architecture) if f"\n{prefix}" in joined)
+    if beyond:
+        apart = [row for row in rows if row[0].startswith(beyond)]
+        names = {row[0] for row in apart}
+        return group([row for row in rows if row[0] not in names], Architecture()) + group(apart, Architecture())
+    bare = joined.encode("utf-8", "surrogatepass").translate(None, _DIGITS).split(b"\n")[1:]
     if len(bare) != len(rows):  # a name with a line break in it, or no rows
         bare = [row[0].encode("utf-8", "surrogatepass").translate(None, _DIGITS) for row in rows]
     groups: defaultdict[object, list[Row]] = defaultdict(list)
@@ -89,7 +91,8 @@ def _beyond(architecture: Architecture) -> tuple[str, ...]:
     """Prefixes of layers that lie beyond the model's own."""
     if not architecture.mtp_layers or architecture.layers is None:
         return ()
-    last = architecture.layers + architecture.mtp_layers
+    # DeepSeek-V3 has one, others a few; a forged config may have billions.
+    last = architecture.layers + min(architecture.mtp_layers, _MOST_MTP)
     return tuple(f"{stack}{layer}." for stack in _STACKS for layer in range(architecture.layers, last))
 
 

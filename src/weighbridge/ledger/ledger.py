@@ -142,8 +142,12 @@ class Ledger:
     def experts(self) -> int:
         """Routed experts of a layer: as configured when the names agree, else as named."""
         family = max((f for f in self.parameters if f.role == "expert"), key=lambda f: f.total)
-        named = {int(found[1]) for row in family.rows if (found := _EXPERT.search(row.name))}
-        stored = len(named) if named else (family.shape[0] if len(family.shape) >= 3 else None)
+        first = family.rows[0].name
+        number = _EXPERT.search(first)
+        stored = family.shape[0] if len(family.shape) >= 3 else None
+        if number:  # experts one by one: those of one layer are counted
+            layer, rest = first[: number.start(1)], first[number.end(1) :]
+            stored = sum(row.name.startswith(layer) and row.name.endswith(rest) for row in family.rows)
         configured = self.architecture.experts
         if configured is None:
             if stored is None:
@@ -198,7 +202,7 @@ class Ledger:
     @cached_property
     def nbytes(self) -> Bytes:
         """Bytes of all tensors as stored, headers and padding apart."""
-        return Bytes(sum(row.nbytes for row in self.rows))
+        return Bytes(sum(family.nbytes for family in self.families))
 
     def by_role(self) -> dict[str, Count]:
         """Parameters by role, in the order of `ROLES`."""

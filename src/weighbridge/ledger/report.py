@@ -5,7 +5,6 @@ out here without a library, so that a pipe costs no import; on a terminal the sa
 console, which calls `__rich_console__`.
 """
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +128,8 @@ def _bar(bar: Bar) -> str:
 
 
 def _html(blocks: Sequence[Block]) -> Iterator[str]:
+    import html  # a notebook's alone: a terminal need not wait for it
+
     yield '<div style="font-family: ui-monospace, monospace; font-size: 13px; line-height: 1.5">'
     for block in blocks:
         if isinstance(block, Title):
@@ -143,6 +144,8 @@ def _html(blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def _html_table(table: Table) -> Iterator[str]:
+    import html
+
     aligns = ["right" if name.startswith(">") else "left" for name in table.columns]
     names = [name.lstrip(">") for name in table.columns]
     yield '<table style="border-collapse: collapse; margin: 6px 0">'

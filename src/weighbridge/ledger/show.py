@@ -205,7 +205,7 @@ def _roles(ledger: Ledger) -> Table:
 def _dtypes(ledger: Ledger) -> list[Block]:
     sizes: dict[str, int] = {}
     for family in ledger.parameters:
-        sizes[family.dtype.name] = sizes.get(family.dtype.name, 0) + sum(row.nbytes for row in family.rows)
+        sizes[family.dtype.name] = sizes.get(family.dtype.name, 0) + family.nbytes
     rows = [
         (name, f"{count:,}", Bytes(sizes[name]).human(), f"{sizes[name] * 8 / count:.4g}" if count else "-")
         for name, count in ledger.by_dtype().items()

@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz.py [--seconds 60] [--seed 1] [--keep FOLDER] [--json FILE]
 
-Seeds are files that torch, safetensors and gguf write. A mutation flips bits, plants interesting integers, cuts, repeats or
-splices ranges, mostly in the header. A sample fails when it raises anything but a WeighError, takes more than two
+Seeds are files that torch, safetensors and gguf write. A mutation flips bits, plants interesting integers, cuts
+or repeats ranges, mostly in the header. A sample fails when it raises anything but a WeighError, takes more than two
 seconds, or lifts the process above 200 MB; failing samples are kept. Exit code 1 when any failed.
 """
 
@@ -63,7 +63,8 @@ torch.save(state, place / "torch-legacy/model.pt", _use_new_zipfile_serializatio
 model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
 optimizer = torch.optim.AdamW(model.parameters())
 model(torch.ones(3, 4)).sum().backward(); optimizer.step()
-torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}, place / "checkpoint/last.ckpt")
+whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}
+torch.save(whole, place / "checkpoint/last.ckpt")
 writer = gguf.GGUFWriter(place / "gguf/model.gguf", "llama")
 writer.add_block_count(1); writer.add_token_list([f"t{i}" for i in range(5000)]); writer.add_string("note", "x" * 50)
 for i in range(4):
@@ -197,7 +198,14 @@ def main() -> int:
                 found = pool.apply(fuzz, (name, folder, options.seconds, options.seed, options.keep))
             outcomes, slowest, memory, bad = found
             count, read = sum(outcomes.values()), outcomes["read"]
-            row = (f"{count:,}", f"{read:,}", f"{count - read - bad:,}", bad, f"{slowest * 1e3:.0f}", f"{memory / 1e6:.0f}")
+            row = (
+                f"{count:,}",
+                f"{read:,}",
+                f"{count - read - bad:,}",
+                bad,
+                f"{slowest * 1e3:.0f}",
+                f"{memory / 1e6:.0f}",
+            )
             print(f"| {name} | {' | '.join(map(str, row))} |", flush=True)
             figures[name] = {"outcomes": dict(outcomes), "slowest_s": slowest, "peak_bytes": memory}
             failed += bad

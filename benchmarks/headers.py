@@ -114,7 +114,8 @@ class Runner:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def once(self, command: list[str], env: dict[str, str]) -> Result:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         print(json.dumps([command, env]), file=self.process.stdin, flush=True)
         code, cpu, wall, memory = json.loads(self.process.stdout.readline())
         if code:
@@ -284,10 +285,7 @@ def report(found: dict[str, dict[str, Result | str]], options: argparse.Namespac
             print(f"| {group} | {name} | {' | '.join(row)} |")
     if options.json:
         plain = {
-            group: {
-                name: result if isinstance(result, str) else vars(result)
-                for name, result in results.items()
-            }
+            group: {name: result if isinstance(result, str) else vars(result) for name, result in results.items()}
             for group, results in found.items()
         }
         options.json.write_text(json.dumps(plain, indent=2) + "\n")

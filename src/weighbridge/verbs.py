@@ -40,7 +40,9 @@ def show(
     ]
     if others:
         return reports.side_by_side(ledgers)
-    return reports.show(ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training_of(model, file=file))
+    return reports.show(
+        ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training_of(model, file=file)
+    )
 
 
 def _named(ledger: Ledger) -> Ledger:
@@ -69,6 +71,12 @@ def measure(
     """
     ledger = open_model(model, file=file, base=base, offline=offline, progress=opening)
     return ledger, digest(ledger, progress=reading, cache=cache)
+
+
+def base_signature(ledger: Ledger, *, cache: bool = True) -> Signature | None:
+    """The full signature of the base under an adapter, when it is at hand. Its values were read with the adapter's."""
+    base = ledger.base
+    return None if base is None else replace(base.signature, digest=digest(base, cache=cache).hex)
 
 
 def sign(

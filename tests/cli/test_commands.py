@@ -242,3 +242,19 @@ def test_a_disk_that_is_full_is_a_plain_refusal(model: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "No space left" in done.stderr
+
+
+def test_an_adapters_signature_names_its_base_by_digest(weigh: Run, model: Path, tmp_path: Path) -> None:
+    lora: layouts.Layout = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": ("BF16", (8, 64))}
+    adapter = layouts.write_folder(tmp_path / "lora", lora)
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../small-llama"}))
+    base = json.loads(weigh("sign", model, "--json")[1])
+    said = json.loads(weigh("sign", adapter, "--json")[1])
+    assert said["base"] == f"small-llama#{base['digest']}"
+    assert said["signature"].startswith("small-llama+lora#")
+    assert said["digest"] != base["digest"]
+    with (model / "model.safetensors").open("r+b") as opened:
+        opened.seek(-3, os.SEEK_END)
+        opened.write(b"\x01")
+    assert json.loads(weigh("sign", adapter, "--json")[1])["digest"] != said["digest"]

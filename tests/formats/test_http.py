@@ -1,15 +1,14 @@
 """The HTTP client, against real servers that do what networks do."""
 
 import email.utils
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from hub_server import Fault, Hub, Tunnel, Zeros
 
 from weighbridge.formats.http import Client
@@ -320,21 +319,21 @@ def test_a_proxy_that_cannot_be_used_is_told(
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(certificate, key) for 127.0.0.1, signed by itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is needed to make a certificate")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """(authority, certificate, key): an authority of its own, and a server at 127.0.0.1 that it vouches for."""
     folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return cert, key
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    paths = (folder / "authority.pem", folder / "cert.pem", folder / "key.pem")
+    authority.cert_pem.write_to_path(paths[0])
+    server.cert_chain_pems[0].write_to_path(paths[1])
+    server.private_key_pem.write_to_path(paths[2])
+    return paths
 
 
 @pytest.fixture
-def secure(certificate: tuple[Path, Path]) -> Iterator[Hub]:
-    with Hub(tls=certificate) as served:
+def secure(certificates: tuple[Path, Path, Path]) -> Iterator[Hub]:
+    with Hub(tls=certificates[1:]) as served:
         served.add("org/name", {"small": SMALL, "large": SMALL * 100})
         yield served
 
@@ -348,18 +347,18 @@ def test_a_certificate_that_is_not_trusted_is_refused_at_once(secure: Hub, naps:
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
 def test_a_certificate_is_trusted_when_the_environment_says_so(
-    secure: Hub, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, variable: str
+    secure: Hub, certificates: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    monkeypatch.setenv(variable, str(certificate[0]))
+    monkeypatch.setenv(variable, str(certificates[0]))
     client = Client(secure.endpoint)
     assert client.get(_at(secure, "large"), offset=0, limit=500).body == SMALL
     client.close()
 
 
 def test_no_redirect_leads_out_of_encryption(
-    secure: Hub, hub: Hub, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    secure: Hub, hub: Hub, certificates: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates[0]))
     secure.faults.append(Fault("hub", status=302, headers={"Location": _at(hub, "small")}))
     client = Client(secure.endpoint)
     with pytest.raises(Refused, match="unencrypted"):
@@ -369,9 +368,9 @@ def test_no_redirect_leads_out_of_encryption(
 
 
 def test_a_proxy_sees_nothing_of_what_is_encrypted(
-    secure: Hub, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    secure: Hub, certificates: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates[0]))
     with Tunnel() as tunnel:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass@{tunnel.address}")
         client = Client(secure.endpoint, token=TOKEN)

@@ -29,15 +29,19 @@ def sign(
 
     ledger, digest = output.measure(model, file=file, base=base, offline=offline, cache=not no_cache)
     signature = str(replace(ledger.signature, digest=digest.hex if full else digest.hex[: verbs.SHORT]))
+    base_signature = verbs.base_signature(ledger, cache=not no_cache)
     data = {
         "signature": signature,
         "digest": digest.hex,
+        "base": str(base_signature) if base_signature else None,
         "tensors": digest.tensors,
         "bytes": digest.nbytes,
         "source": str(ledger.source),
         "notes": list(ledger.notes),
     }
     rows = [("digest", digest.hex), ("tensors", f"{digest.tensors:,}"), ("bytes", f"{digest.nbytes:,}")]
+    if base_signature:
+        rows.insert(0, ("base", str(base_signature)))
     notes = [Line(text=f"note: {note}", faint=True) for note in ledger.notes]
     blocks = [Title(text=signature, detail=str(ledger.source)), Table(columns=("", ""), rows=rows), *notes]
     output.emit(Report(verb="sign", data=data, blocks=blocks), as_json=as_json)

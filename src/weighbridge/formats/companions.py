@@ -40,7 +40,9 @@ def _of_folder(folder: Path) -> Tables | None:
         config = parse_json(file.read(0, min(file.size, LARGEST)), peft.CONFIG)
         tables["hyperparameters"] = peft.hyperparameters(config)
     # The reader of pickles is loaded for checkpoints alone.
-    if any(name.startswith(("optimizer", "scheduler", "training_args", "trainer_state", "global_step")) for name in names):
+    if any(
+        name.startswith(("optimizer", "scheduler", "training_args", "trainer_state", "global_step")) for name in names
+    ):
         from weighbridge.formats.training import read_training
 
         found = read_training(folder)

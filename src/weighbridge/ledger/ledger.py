@@ -55,6 +55,23 @@ class Ledger:
         self.adapter_files = frozenset(adapter_files)
         self._aliases = aliases or {}
 
+    @property
+    def base(self) -> "Ledger | None":
+        """The model under an adapter; None where there is no adapter, or its base is not at hand."""
+        rows = [row for row in self.rows if row.file not in self.adapter_files]
+        if not self.adapter_files or not rows:
+            return None
+        names = {row.name for row in rows}
+        return Ledger(
+            source=self.source,
+            format=self.format,
+            rows=rows,
+            architecture=self.architecture,
+            metadata=self.metadata,
+            aliases={copy: original for copy, original in self._aliases.items() if copy in names},
+            signature=replace(self.signature, adapter=None),
+        )
+
     def __len__(self) -> int:
         """Tensors stored."""
         return len(self.rows)

@@ -21,7 +21,7 @@ from typing import Any
 from weighbridge.diff import cache as store
 from weighbridge.diff.copies import left_out
 from weighbridge.ledger import Ledger
-from weighbridge.ledger.errors import Malformed, MissingExtra, NotFound, Unknown
+from weighbridge.ledger.errors import Malformed, MissingExtra, NotFound, Unknown, WeighError
 
 CONTEXT = "weighbridge tensors v1"
 
@@ -58,6 +58,7 @@ def digest(
         NotFound: a file is gone, or the model has no values (a configuration alone).
         Malformed: a file changed since its header was read, or while its values were; a name is there twice.
         Truncated: a tensor lies beyond its file's end.
+        Refused: a file cannot be read, or lists its bytes over and over, as only a forged one does.
     """
     files = _stamps(ledger)
     known = store.Cache() if cache else None
@@ -89,7 +90,7 @@ def cached(ledger: Ledger) -> Digest | None:
     try:
         key = _fingerprint(ledger, _stamps(ledger))
         return _unpacked(known.root(key), ledger) if key else None
-    except (NotFound, Malformed):
+    except WeighError:
         return None
     finally:
         known.close()

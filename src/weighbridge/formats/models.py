@@ -12,7 +12,7 @@ from weighbridge.formats.choose import Choice, choose
 from weighbridge.formats.folder import LocalFolder, Repository, read_small
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
-from weighbridge.ledger import Architecture, File, Ledger, Row, Signature, Source
+from weighbridge.ledger import Architecture, File, Ledger, Rows, Signature, Source
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, WeighError
 
 Progress = Callable[[int, int], None]
@@ -226,11 +226,10 @@ def _with_base(parts: _Parts, *, base: str | None, offline: bool) -> Ledger:
             notes=[f"the base {name or 'is not named and'} {why}: only the adapter's own tensors are counted"],
         )
     first = len(under.source.files)
-    own = [Row(r.name, r.dtype, r.shape, r.file + first, r.offset, r.nbytes) for r in parts.header.rows]
     return Ledger(
         source=Source(location=parts.repository.location, files=[*under.source.files, *parts.files]),
         format="peft",
-        rows=[*under.rows, *own],
+        rows=Rows.joined([under.rows, Rows.of(parts.header.rows).after(first)]),
         architecture=under.architecture,
         metadata={**under.metadata, **parts.header.metadata},
         aliases={**under.ties, **copies, **parts.header.aliases},

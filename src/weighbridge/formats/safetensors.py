@@ -5,13 +5,12 @@ cover the data exactly, no name twice.
 """
 
 import json
-from itertools import repeat
 from typing import Annotated, Any
 
 import msgspec
 
 from weighbridge.formats.header import Header
-from weighbridge.ledger import DType, File, Row, dtype, numel, read_exactly
+from weighbridge.ledger import File, Kind, Rows, dtype, kind_of, read_exactly
 from weighbridge.ledger.errors import Malformed, Truncated
 
 _LARGEST_HEADER = 100_000_000
@@ -94,7 +93,7 @@ def _refuse_duplicates(raw: bytes, name: str) -> None:
         raise Malformed(f"{name}: the header is not what safetensors writes ({error})") from None
 
 
-def _rows(entries: dict[str, _Entry], file: File, index: int, *, start: int) -> list[Row]:
+def _rows(entries: dict[str, _Entry], file: File, index: int, *, start: int) -> Rows:
     # Column by column: DeepSeek-V3's 92,000 entries take half the time of a loop over them.
     spans: list[Any] = [entry.data_offsets for entry in entries.values()]
     keys = [(entry.dtype, entry.shape) for entry in entries.values()]
@@ -102,24 +101,21 @@ def _rows(entries: dict[str, _Entry], file: File, index: int, *, start: int) -> 
     if None in kinds or None in spans:
         _learn(entries, file.name)
         kinds = [_KINDS[key] for key in keys]
-    sizes = [kind[1] for kind in kinds]
-    if [end - begin for begin, end in spans] != sizes:
-        name, entry, size = next(
-            (n, e, size)
-            for (n, e), (begin, end), size in zip(entries.items(), spans, sizes, strict=True)
-            if end - begin != size
+    if [end - begin for begin, end in spans] != [kind[2] for kind in kinds]:
+        name, kind = next(
+            (name, kind)
+            for name, (begin, end), kind in zip(entries, spans, kinds, strict=True)
+            if end - begin != kind.nbytes
         )
-        shape = list(entry.shape or ())
-        raise Malformed(f"{file.name}: {name!r} of {entry.dtype} {shape} takes {size:,} bytes, not what it is given")
-    _check_cover(list(entries), spans, file, start)
-    elements, shapes = [kind[0] for kind in kinds], [key[1] for key in keys]
-    columns = zip(entries, elements, shapes, repeat(index), [start + span[0] for span in spans], sizes, strict=False)
-    make: Any = tuple.__new__  # Row(...) itself would check each row once more
-    return list(map(make, repeat(Row), columns))
+        size = f"{kind.dtype} {list(kind.shape)} takes {kind.nbytes:,} bytes"
+        raise Malformed(f"{file.name}: {name!r} of {size}, not what its offsets give it")
+    names = list(entries)
+    _check_cover(names, spans, file, start)
+    return Rows(names=names, kinds=kinds, files=[index] * len(names), offsets=[start + span[0] for span in spans])
 
 
-# {(dtype name, shape): (dtype, bytes)}: a model has few kinds of tensors, and its shards have the same ones.
-_KINDS: dict[tuple[str | None, tuple[int, ...] | None], tuple[DType, int]] = {}
+# {(dtype name, shape): kind}: a model has few kinds of tensors, and its shards have the same ones.
+_KINDS: dict[tuple[str | None, tuple[int, ...] | None], Kind] = {}
 _MOST_KINDS = 100_000
 
 
@@ -131,8 +127,7 @@ def _learn(entries: dict[str, _Entry], file: str) -> None:
         if entry.dtype is None or entry.shape is None or entry.data_offsets is None:
             raise Malformed(f"{file}: {name!r} lacks a dtype, a shape or its offsets")
         if (entry.dtype, entry.shape) not in _KINDS:
-            element = dtype(entry.dtype)
-            _KINDS[entry.dtype, entry.shape] = (element, element.nbytes(numel(entry.shape)))
+            _KINDS[entry.dtype, entry.shape] = kind_of(dtype(entry.dtype), entry.shape)
 
 
 def _check_cover(names: list[str], spans: list[Any], file: File, start: int) -> None:

@@ -6,7 +6,7 @@ from typing import NoReturn
 import msgspec
 
 from weighbridge.formats.header import Header
-from weighbridge.ledger import Row
+from weighbridge.ledger import Rows
 from weighbridge.ledger.errors import Malformed, NotFound
 
 LARGEST_INDEX = 100_000_000
@@ -63,18 +63,17 @@ def join(headers: Sequence[tuple[str, Header]], weight_map: Mapping[str, str] | 
     """
     if len(headers) == 1 and weight_map is None:
         return headers[0][1]
-    rows: list[Row] = []
+    rows = Rows.joined(Rows.of(header.rows) for _, header in headers)
     metadata: dict[str, object] = {}
     aliases: dict[str, str] = {}
     held: dict[str, str] = {}
     for file, header in headers:
-        rows += header.rows
-        held |= dict.fromkeys([row[0] for row in header.rows], file)
+        held |= dict.fromkeys(Rows.of(header.rows).names, file)
         metadata = {**header.metadata, **metadata}
         aliases |= header.aliases
     if len(held) != len(rows):
         names: set[str] = set()
-        twice = next(row.name for row in rows if row.name in names or names.add(row.name))
+        twice = next(name for name in rows.names if name in names or names.add(name))
         raise Malformed(f"{twice!r} lies in two of the files", fix="the folder mixes two models: name one with --file")
     if weight_map is not None and weight_map != held:
         _explain_difference(held, weight_map)

@@ -5,7 +5,7 @@ from weighbridge.ledger.dtype import DTYPES, GGML_TYPES, DType, dtype
 from weighbridge.ledger.ledger import Ledger
 from weighbridge.ledger.signature import Signature
 from weighbridge.ledger.source import File, Source, read_exactly
-from weighbridge.ledger.tensor import ROLES, Row, Tensor, numel
+from weighbridge.ledger.tensor import ROLES, Kind, Row, Rows, Tensor, kind_of, numel
 from weighbridge.ledger.units import Bytes, Count
 
 __all__ = [
@@ -17,12 +17,15 @@ __all__ = [
     "Count",
     "DType",
     "File",
+    "Kind",
     "Ledger",
     "Row",
+    "Rows",
     "Signature",
     "Source",
     "Tensor",
     "dtype",
+    "kind_of",
     "numel",
     "read_exactly",
 ]

@@ -45,7 +45,7 @@ def _sum(families: Sequence[Family], layers: int | None, *, named: bool = True) 
     last: list[str] = []
     inside: Counter[tuple[tuple[int, ...], int]] = Counter()
     for family in families:
-        count = len(family.rows)
+        count = family.count
         if times and count % times == 0:
             inside[family.shape, family.elements] += count // times
         else:
@@ -59,7 +59,7 @@ def _sum(families: Sequence[Family], layers: int | None, *, named: bool = True) 
 
 def _usual(families: Iterable[Family]) -> int:
     """How many times the most usual block occurs: the count that most families share."""
-    counts = Counter(len(family.rows) for family in families if len(family.rows) > 1)
+    counts = Counter(family.count for family in families if family.count > 1)
     return counts.most_common(1)[0][0] if counts else 0
 
 

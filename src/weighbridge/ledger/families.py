@@ -17,7 +17,7 @@ from weighbridge.ledger.architecture import Architecture
 from weighbridge.ledger.dtype import DType
 from weighbridge.ledger.packing import elements_in, serves
 from weighbridge.ledger.roles import role_of
-from weighbridge.ledger.tensor import Row, numel
+from weighbridge.ledger.tensor import Row, Rows, numel
 
 PARAMETER, BUFFER, EXTRA = "parameter", "buffer", "extra"
 MTP, MTP_COPIES, TIED_COPIES = "mtp_layers", "mtp_copies", "tied_copies"
@@ -50,17 +50,39 @@ class Family:
     elements: int
     bias: bool
     adapter: bool
-    rows: list[Row]
+    source: Rows
+    index: Sequence[int]  # which of the source's rows
+
+    @property
+    def count(self) -> int:
+        """Its tensors."""
+        return len(self.index)
+
+    @property
+    def first(self) -> Row:
+        """The first of its tensors: all others are like it."""
+        return self.source[self.index[0]]
+
+    @property
+    def names(self) -> list[str]:
+        """Its tensors' names."""
+        names = self.source.names
+        return [names[at] for at in self.index]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Its tensors as stored."""
+        return [self.source[at] for at in self.index]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors: alike in dtype and shape, they are alike in size."""
-        return self.rows[0].nbytes * len(self.rows)
+        return self.first.nbytes * self.count
 
     @property
     def total(self) -> int:
         """Logical elements of all its tensors together."""
-        return self.elements * len(self.rows)
+        return self.elements * self.count
 
 
 def pattern_of(name: str) -> str:
@@ -68,23 +90,33 @@ def pattern_of(name: str) -> str:
     return _NUMBER.sub("#", name)
 
 
-def group(rows: Sequence[Row], architecture: Architecture) -> list[list[Row]]:
-    """Rows by (name without digits, dtype, shape); MTP layers apart, which differ from the others by number alone."""
+def group(rows: Rows, architecture: Architecture) -> list[list[int]]:
+    """Places of rows alike in name without digits, dtype and shape.
+
+    MTP layers stand apart, which differ from the others by number alone.
+    """
+    names = rows.names
     # All names at once: joined, stripped of digits, split again. One by one takes three times as long.
-    joined = "\n" + "\n".join([row[0] for row in rows])
-    beyond = tuple(prefix for prefix in _beyond(architecture) if f"\n{prefix}" in joined)
-    if beyond:
-        apart = [row for row in rows if row[0].startswith(beyond)]
-        names = {row[0] for row in apart}
-        return group([row for row in rows if row[0] not in names], Architecture()) + group(apart, Architecture())
+    joined = "\n" + "\n".join(names)
     bare = joined.encode("utf-8", "surrogatepass").translate(None, _DIGITS).split(b"\n")[1:]
-    if len(bare) != len(rows):  # a name with a line break in it, or no rows
-        bare = [row[0].encode("utf-8", "surrogatepass").translate(None, _DIGITS) for row in rows]
-    groups: defaultdict[object, list[Row]] = defaultdict(list)
-    keys = zip(bare, [row[1].name for row in rows], [row[2] for row in rows], strict=True)
-    for key, row in zip(keys, rows, strict=True):
-        groups[key].append(row)
-    return list(groups.values())
+    if len(bare) != len(names):  # a name with a line break in it, or no rows
+        bare = [name.encode("utf-8", "surrogatepass").translate(None, _DIGITS) for name in names]
+    groups: defaultdict[object, list[int]] = defaultdict(list)
+    # Equal kinds are one object, and comparing objects beats comparing shapes.
+    for at, key in enumerate(zip(bare, map(id, rows.kinds), strict=True)):
+        groups[key].append(at)
+    beyond = tuple(prefix for prefix in _beyond(architecture) if f"\n{prefix}" in joined)
+    if not beyond:
+        return list(groups.values())
+    apart = {at for at, name in enumerate(names) if name.startswith(beyond)}
+    parted = []
+    for members in groups.values():
+        if apart.isdisjoint(members):
+            parted.append(members)
+        else:
+            parts = ([at for at in members if at not in apart], [at for at in members if at in apart])
+            parted += [part for part in parts if part]
+    return parted
 
 
 def _beyond(architecture: Architecture) -> tuple[str, ...]:
@@ -97,7 +129,7 @@ def _beyond(architecture: Architecture) -> tuple[str, ...]:
 
 
 def judge(
-    rows: Sequence[Row],
+    rows: Rows,
     *,
     architecture: Architecture,
     metadata: Mapping[str, object],
@@ -111,14 +143,14 @@ def judge(
     """
     groups = group(rows, architecture)
     beyond = _beyond(architecture)
-    patterns = [pattern_of(members[0].name) for members in groups]
+    patterns = [pattern_of(rows.names[members[0]]) for members in groups]
     leaves = _neighbors(patterns)
-    shapes = _Shapes(groups, patterns)
+    shapes = _Shapes(rows, groups, patterns)
     stated = metadata.get("buffers")  # a pickled module says which of its tensors are buffers
     known_buffers = frozenset(stated) if isinstance(stated, (list, tuple, set, frozenset)) else frozenset()
     families = []
     for pattern, members in zip(patterns, groups, strict=True):
-        first = members[0]
+        first = rows[members[0]]
         module, _, leaf = pattern.rpartition(".")
         siblings = leaves[module]
         extra = serves(leaf, siblings)
@@ -155,7 +187,8 @@ def judge(
                 elements=elements,
                 bias=leaf == "bias" or leaf.endswith(("_bias", ".bias")) or leaf.startswith("bias_"),
                 adapter=first.file in adapter_files,
-                rows=members,
+                source=rows,
+                index=members,
             )
         )
     return families
@@ -178,19 +211,19 @@ def _neighbors(patterns: Sequence[str]) -> dict[str, frozenset[str]]:
 class _Shapes:
     """Shapes by full name, indexed only when a packed weight asks for its neighbors."""
 
-    __slots__ = ("_groups", "_index", "_patterns")
+    __slots__ = ("_groups", "_index", "_patterns", "_rows")
 
-    def __init__(self, groups: list[list[Row]], patterns: list[str]) -> None:
-        self._groups, self._patterns = groups, patterns
+    def __init__(self, rows: Rows, groups: list[list[int]], patterns: list[str]) -> None:
+        self._rows, self._groups, self._patterns = rows, groups, patterns
         self._index: dict[str, tuple[int, ...]] | None = None
 
     def of(self, name: str) -> tuple[int, ...] | None:
         if self._index is None:
             self._index = {
-                row.name: row.shape
+                self._rows.names[at]: self._rows.kinds[at].shape
                 for members, pattern in zip(self._groups, self._patterns, strict=True)
                 if pattern.endswith(("scales", "zeros", "scale"))
-                for row in members
+                for at in members
             }
         return self._index.get(name)
 

@@ -10,7 +10,7 @@ from weighbridge.ledger.errors import Unknown
 from weighbridge.ledger.families import BUFFER, EXTRA, PARAMETER, TIED_COPIES, Family, judge
 from weighbridge.ledger.signature import Signature
 from weighbridge.ledger.source import Source
-from weighbridge.ledger.tensor import ROLES, Row, Tensor, numel
+from weighbridge.ledger.tensor import ROLES, Row, Rows, Tensor, numel
 from weighbridge.ledger.ties import declared, resolve
 from weighbridge.ledger.units import Bytes, Count
 
@@ -36,7 +36,7 @@ class Ledger:
         *,
         source: Source,
         format: str,
-        rows: Sequence[Row],
+        rows: Iterable[Row],
         architecture: Architecture | None = None,
         metadata: Mapping[str, object] | None = None,
         aliases: Mapping[str, str] | None = None,
@@ -47,7 +47,7 @@ class Ledger:
         """`aliases` are ties that the file itself shows; `adapter_files` index the files that hold an adapter."""
         self.source = source
         self.format = format
-        self.rows = rows
+        self.rows = Rows.of(rows)
         self.architecture = architecture or Architecture()
         self.metadata = metadata or {}
         self.notes = tuple(notes)
@@ -93,12 +93,13 @@ class Ledger:
         return [part for family in families for part in self._without_copies(family)]
 
     def _without_copies(self, family: Family) -> Iterable[Family]:
-        copies = [row for row in family.rows if row.name in self._ties]
+        names = self.rows.names
+        copies = [at for at in family.index if names[at] in self._ties]
         if copies and family.kind == PARAMETER:
-            yield replace(family, kind=EXTRA, extra=TIED_COPIES, rows=copies)
-            kept = [row for row in family.rows if row.name not in self._ties]
+            yield replace(family, kind=EXTRA, extra=TIED_COPIES, index=copies)
+            kept = [at for at in family.index if names[at] not in self._ties]
             if kept:
-                yield replace(family, rows=kept)
+                yield replace(family, index=kept)
         else:
             yield family
 
@@ -151,7 +152,7 @@ class Ledger:
             sum(
                 family.total
                 for family in self.parameters
-                if family.role == "embedding" and _INPUT_EMBEDDING.search(family.rows[0].name)
+                if family.role == "embedding" and _INPUT_EMBEDDING.search(family.first.name)
             )
         )
 
@@ -159,12 +160,12 @@ class Ledger:
     def experts(self) -> int:
         """Routed experts of a layer: as configured when the names agree, else as named."""
         family = max((f for f in self.parameters if f.role == "expert"), key=lambda f: f.total)
-        first = family.rows[0].name
+        first = family.first.name
         number = _EXPERT.search(first)
         stored = family.shape[0] if len(family.shape) >= 3 else None
         if number:  # experts one by one: those of one layer are counted
             layer, rest = first[: number.start(1)], first[number.end(1) :]
-            stored = sum(row.name.startswith(layer) and row.name.endswith(rest) for row in family.rows)
+            stored = sum(name.startswith(layer) and name.endswith(rest) for name in family.names)
         configured = self.architecture.experts
         if configured is None:
             if stored is None:
@@ -209,7 +210,7 @@ class Ledger:
     @cached_property
     def stored(self) -> Count:
         """Elements as the files list them."""
-        return Count(sum(numel(family.shape) * len(family.rows) for family in self.families))
+        return Count(sum(numel(family.shape) * family.count for family in self.families))
 
     @property
     def packed(self) -> Count:
@@ -239,9 +240,9 @@ class Ledger:
         """Parameters by layer and role. Keys name the stack and its number: `model.layers.0`; "" is outside any."""
         found: dict[str, dict[str, int]] = {}
         for family in self.parameters:
-            for row in family.rows:
-                place = _LAYER.search(row.name)
-                key = row.name[: place.end(1)] if place else ""
+            for name in family.names:
+                place = _LAYER.search(name)
+                key = name[: place.end(1)] if place else ""
                 layer = found.setdefault(key, {})
                 layer[family.role] = layer.get(family.role, 0) + family.elements
         return {key: {role: Count(n) for role, n in roles.items()} for key, roles in sorted(found.items(), key=_order)}

@@ -218,9 +218,7 @@ def _buffers(ledger: Ledger) -> list[Block]:
     if not families:
         return []
     families.sort(key=lambda family: -family.total)
-    rows = [
-        (family.pattern, f"{len(family.rows):,} x {list(family.shape)}", f"{family.total:,}") for family in families
-    ]
+    rows = [(family.pattern, f"{family.count:,} x {list(family.shape)}", f"{family.total:,}") for family in families]
     shown = rows[:8]
     if len(rows) > len(shown):
         rest = sum(family.total for family in families[8:])

@@ -48,8 +48,9 @@ _BIASES = (("predictions.decoder.bias", "predictions.bias"), ("lm_head.decoder.b
 def declared(families: Sequence[Family], architecture: Architecture) -> dict[str, str]:
     """{copy: original} for the ties that the configuration declares and the stored shapes bear out."""
     ties: dict[str, str] = {}
-    single = {f.rows[0].name: f for f in families if len(f.rows) == 1 and f.kind == PARAMETER and not f.adapter}
-    single |= {row.name: f for f in families if 1 < len(f.rows) <= 4 and f.kind == PARAMETER for row in f.rows}
+    # A tensor that occurs in every layer is no embedding and no head.
+    few = [family for family in families if family.count <= 4 and family.kind == PARAMETER and not family.adapter]
+    single = {name: family for family in few for name in family.names}
     embeddings = [name for end in _EMBEDDINGS for name in single if name.endswith(end) and not name.endswith(_HEADS)]
     for name, family in single.items():
         original = None

@@ -160,6 +160,10 @@ def _header(file: File, index: int) -> Header:
         from weighbridge.formats import torch_file
 
         return torch_file.read(file, index=index)
+    if start.startswith(b"version "):
+        raise Malformed(f"{file.name} is a Git LFS pointer, not the file itself", fix="git lfs pull")
+    if start.lower().startswith((b"<!doctype", b"<html")):
+        raise Malformed(f"{file.name} is a web page, not a model", fix="download it again")
     return safetensors.read(file, index=index)
 
 

@@ -1,7 +1,6 @@
 """Several files that hold one model: read together, checked against their index."""
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 import msgspec
 
@@ -59,36 +58,42 @@ def join(headers: Sequence[tuple[str, Header]], weight_map: Mapping[str, str] | 
 
     Raises:
         Malformed: a tensor in two files, or files and index that disagree.
-
     """
     if len(headers) == 1 and weight_map is None:
         return headers[0][1]
-    rows = Rows.joined(Rows.of(header.rows) for _, header in headers)
+    parts = [(file, Rows.of(header.rows)) for file, header in headers]
+    rows = Rows.joined(part for _, part in parts)
+    if weight_map is None:
+        _refuse_shared_names(rows)
+    else:
+        _compare(parts, weight_map)
     metadata: dict[str, object] = {}
     aliases: dict[str, str] = {}
-    held: dict[str, str] = {}
-    for file, header in headers:
-        held |= dict.fromkeys(Rows.of(header.rows).names, file)
+    for _, header in headers:
         metadata = {**header.metadata, **metadata}
         aliases |= header.aliases
-    if len(held) != len(rows):
-        names: set[str] = set()
-        twice = next(name for name in rows.names if name in names or names.add(name))
-        raise Malformed(f"{twice!r} lies in two of the files", fix="the folder mixes two models: name one with --file")
-    if weight_map is not None and weight_map != held:
-        _explain_difference(held, weight_map)
     return Header(rows=rows, metadata=metadata, aliases=aliases)
 
 
-def _explain_difference(held: Mapping[str, str], weight_map: Mapping[str, str]) -> NoReturn:
+def _refuse_shared_names(rows: Rows) -> None:
+    if len(set(rows.names)) != len(rows):
+        names: set[str] = set()
+        twice = next(name for name in rows.names if name in names or names.add(name))
+        raise Malformed(f"{twice!r} lies in two of the files", fix="the folder mixes two models: name one with --file")
+
+
+def _compare(parts: Sequence[tuple[str, Rows]], weight_map: Mapping[str, str]) -> None:
+    """Each tensor must lie in the one shard that the index names: then none lies in two."""
     fix = "a shard of another model, or a stale index: download it again"
-    for name, file in held.items():
-        stated = weight_map.get(name)
-        if stated != file:
-            where = f"the index has it in {stated}" if stated else "the index does not know it"
+    for file, rows in parts:
+        stated = list(map(weight_map.get, rows.names))
+        if stated != [file] * len(rows):
+            name, other = next((n, s) for n, s in zip(rows.names, stated, strict=True) if s != file)
+            where = f"the index has it in {other}" if other else "the index does not know it"
             raise Malformed(f"{file} holds {name!r}; {where}", fix=fix)
-    missing = weight_map.keys() - held.keys()
-    name = min(missing)
-    raise Malformed(
-        f"the index lists {len(missing)} tensors that no shard holds, {name!r} in {weight_map[name]} first", fix=fix
-    )
+    if sum(len(rows) for _, rows in parts) != len(weight_map):
+        missing = weight_map.keys() - {name for _, rows in parts for name in rows.names}
+        name = min(missing)
+        raise Malformed(
+            f"the index lists {len(missing)} tensors that no shard holds, {name!r} in {weight_map[name]} first", fix=fix
+        )

@@ -480,7 +480,8 @@ def test_a_damaged_entry_is_not_believed(tmp_path: Path, table: str) -> None:
     with sqlite3.connect(cache_module.location()) as connection:
         other = {"files": "roots", "roots": "files"}[table]
         connection.execute(f"DELETE FROM {other}")
-        ((key, body),) = connection.execute(f"SELECT key, body FROM {table}").fetchall()
+        entries = connection.execute(f"SELECT key, body FROM {table}").fetchall()
+        key, body = max(entries, key=lambda entry: len(entry[1]))
         for at in (0, 20, 60, len(body) - 1):
             spoiled = bytearray(body)
             spoiled[at] ^= 1

@@ -76,6 +76,7 @@ def digest(
         dropped, found = _joined(ledger, hashed, blake3)
         if known and key and lasting:
             known.keep_root(key, _packed(found, dropped))
+            known.keep_root(_seen(files), b"signed")
         return found
     finally:
         if known:
@@ -88,7 +89,10 @@ def cached(ledger: Ledger) -> Digest | None:
         return None
     known = store.Cache(wait=0.02)
     try:
-        key = _fingerprint(ledger, _stamps(ledger))
+        files = _stamps(ledger)
+        if known.root(_seen(files)) is None:
+            return None
+        key = _fingerprint(ledger, files)
         return _unpacked(known.root(key), ledger) if key else None
     except WeighError:
         return None
@@ -112,7 +116,7 @@ def _stamps(ledger: Ledger) -> dict[int, store.Near | None]:
         Malformed: a file has another size than when its header was read.
     """
     found: dict[int, store.Near | None] = {}
-    for index in sorted({row.file for row in ledger.rows}):
+    for index in sorted(set(ledger.rows.files)):
         if not 0 <= index < len(ledger.source.files):
             raise NotFound(f"{ledger.source} has no values, only the shape of a model", fix="name a model with weights")
         file = ledger.source.files[index]
@@ -162,14 +166,20 @@ def _fingerprint(ledger: Ledger, files: Mapping[int, store.Near | None]) -> byte
     """A key for all that the digest follows from. The files' states stand for their values."""
     if not files or None in files.values():
         return None
-    names, dtypes, shapes, indices, offsets, sizes = zip(*ledger.rows, strict=True)
+    rows = ledger.rows
     kinds: dict[tuple[str, tuple[int, ...]], int] = {}
-    codes = [kinds.setdefault(kind, len(kinds)) for kind in zip([d.name for d in dtypes], shapes, strict=True)]
-    told = (CONTEXT, files, list(kinds), sorted(_ties(ledger).items()), ledger.metadata.get("strides"), len(names))
+    code_of = {id(kind): kinds.setdefault((kind.dtype.name, kind.shape), len(kinds)) for kind in rows.kinds}
+    codes = [code_of[id(kind)] for kind in rows.kinds]
+    told = (CONTEXT, files, list(kinds), sorted(_ties(ledger).items()), ledger.metadata.get("strides"), len(rows))
     parts = [repr(told).encode("utf-8", "backslashreplace")]
-    parts += [array("Q", column).tobytes() for column in (codes, indices, offsets, sizes, map(len, names))]
-    parts.append("".join(names).encode("utf-8", "surrogatepass"))
+    parts += [array("Q", column).tobytes() for column in (codes, rows.files, rows.offsets, map(len, rows.names))]
+    parts.append("".join(rows.names).encode("utf-8", "surrogatepass"))
     return store.blake2b(b"".join(parts), digest_size=32).digest()
+
+
+def _seen(files: Mapping[int, store.Near | None]) -> bytes:
+    """A key for the files alone: whether they were ever signed, before anything is asked of 90,000 tensors."""
+    return store.blake2b(repr(("files", CONTEXT, files)).encode("utf-8", "backslashreplace"), digest_size=32).digest()
 
 
 def _packed(found: Digest, dropped: set[str]) -> bytes:

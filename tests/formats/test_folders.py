@@ -174,6 +174,15 @@ def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
         open_model(str(tmp_path / "model.safetensors"))
 
 
+def test_what_else_lies_around_does_not_disturb(sharded: Path) -> None:
+    (sharded / "circle").symlink_to(sharded / "circle")
+    (sharded / "dangling.safetensors").symlink_to(sharded / "gone")
+    (sharded / "closed").mkdir(mode=0)
+    os.mkfifo(sharded / "pipe.gguf")
+    assert open_model(str(sharded)).total > 0
+    assert open_model(str(sharded / "model-00001-of-00003.safetensors")).total > 0
+
+
 def test_names_with_odd_characters_are_shown_not_obeyed(tmp_path: Path) -> None:
     layout: layouts.Layout = {"a\nb\x1b[31m\u202e.weight": ("F32", (2,)), "\ud800": ("F32", (1,))}
     layouts.write_file(tmp_path / "m.safetensors", {k: v for k, v in layout.items() if k != "\ud800"})

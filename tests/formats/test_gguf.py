@@ -89,10 +89,10 @@ def test_metadata_and_experts_are_understood(tmp_path: Path) -> None:
     assert str(ledger.signature) == "m~q4_k_m"
 
 
-def test_a_split_model_is_read_whole_from_any_part(tmp_path: Path) -> None:
+def test_a_split_model_is_read_whole_from_any_part(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     for part in range(2):
         _write(tmp_path / f"m-{part + 1:05d}-of-00002.gguf", split=(part, 2))
-    whole = open_model(str(_write(tmp_path.parent / "whole.gguf")))
+    whole = open_model(str(_write(tmp_path_factory.mktemp("whole") / "whole.gguf")))
     for spec in (tmp_path, tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"):
         ledger = open_model(str(spec))
         assert (ledger.total, len(ledger)) == (whole.total, 9)

@@ -34,29 +34,32 @@ class Repository(Protocol):
 
 
 class LocalFolder:
-    """A folder on a disk, one level deep but for the subfolders that hold quantizations."""
+    """A folder on a disk, with the subfolders that may hold quantizations when `deep`."""
 
     _MOST_FILES = 100_000
 
-    def __init__(self, path: Path, *, location: str, base: str, version: str | None) -> None:
+    def __init__(self, path: Path, *, location: str, base: str, version: str | None, deep: bool = True) -> None:
         self.path, self.location, self.base, self.version = path, location, base, version
         self.files: dict[str, int] = {}
         try:
-            self._list(path, "", depth=0)
+            self._list(path, "", levels=1 if deep else 0)
         except OSError as error:
             raise Refused(f"cannot read {location}: {error.strerror}") from None
 
-    def _list(self, folder: Path, prefix: str, *, depth: int) -> None:
+    def _list(self, folder: Path, prefix: str, *, levels: int) -> None:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if len(self.files) > self._MOST_FILES:
                     raise Refused(
-                        f"{self.location} has more than {self._MOST_FILES:,} files", fix="name the model's own"
+                        f"{self.location} has more than {self._MOST_FILES:,} files", fix="name the model's own folder"
                     )
-                if entry.is_dir() and depth < 1 and not entry.name.startswith("."):
-                    self._list(folder / entry.name, f"{prefix}{entry.name}/", depth=depth + 1)
-                elif entry.is_file():
-                    self.files[prefix + entry.name] = entry.stat().st_size
+                try:
+                    if entry.is_file():
+                        self.files[prefix + entry.name] = entry.stat().st_size
+                    elif levels and entry.is_dir() and not entry.name.startswith("."):
+                        self._list(folder / entry.name, f"{prefix}{entry.name}/", levels=levels - 1)
+                except OSError:
+                    continue  # a link in circles, a folder that may not be read: nothing of the model's
 
     def open(self, name: str, /) -> LocalFile:
         """The file of that name."""

@@ -87,7 +87,7 @@ def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Reposito
         return LocalFolder(path, location=spec, base=base, version=version), selector or None, file
     if exists:
         base, version = naming.local_base(path)
-        folder = LocalFolder(path.parent, location=spec, base=base, version=version)
+        folder = LocalFolder(path.parent, location=spec, base=base, version=version, deep=False)
         if path.name not in folder.files:
             LocalFile(path)  # says why: not a regular file, or not readable
         return folder, None, path.name

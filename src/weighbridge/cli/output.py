@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,16 +44,27 @@ def emit(report: Report, *, as_json: bool) -> None:
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback of (done, total) that draws a bar on stderr; None when stderr is no terminal."""
+    """A callback of (done, total) that draws a bar on stderr once it is called; None when stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    bars: list[Any] = []
 
-    with Progress(transient=True, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    def advance(done: int, total: int) -> None:
+        if not bars:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            bar = Progress(transient=True, console=Console(stderr=True))
+            bars.extend((bar, bar.add_task(label, total=total)))
+            bar.start()
+        bars[0].update(bars[1], completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        if bars:
+            bars[0].stop()
 
 
 def measure(model: str, *, file: str | None, base: str | None, offline: bool, cache: bool) -> "tuple[Ledger, Digest]":

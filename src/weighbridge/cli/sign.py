@@ -43,5 +43,5 @@ def sign(
     if base_signature:
         rows.insert(0, ("base", str(base_signature)))
     notes = [Line(text=f"note: {note}", faint=True) for note in ledger.notes]
-    blocks = [Title(text=signature, detail=str(ledger.source)), Table(columns=("", ""), rows=rows), *notes]
+    blocks = [Title(text=signature, detail=str(ledger.source)), Table(columns=("", ""), rows=rows, whole=True), *notes]
     output.emit(Report(verb="sign", data=data, blocks=blocks), as_json=as_json)

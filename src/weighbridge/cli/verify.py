@@ -40,7 +40,7 @@ def verify(
     verdict = "verified: these are the values that were signed" if same else "NOT the values that were signed"
     blocks: list[Block] = [
         Title(text=verdict, detail=f"{ledger.source} · {bits} bits compared"),
-        Table(columns=("", ""), rows=[("claimed", claimed), ("measured", digest.hex)]),
+        Table(columns=("", ""), rows=[("claimed", claimed), ("measured", digest.hex)], whole=True),
     ]
     if same and bits < 128:
         blocks.append(Line(text="note: a short digest names a variant; for proof sign with --full", faint=True))

@@ -5,7 +5,7 @@ out here without a library, so that a pipe costs no import; on a terminal the sa
 console, which calls `__rich_console__`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,15 @@ Cell = str | Bar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows under named columns. A column whose name starts with ">" is aligned right; all names empty, no heading."""
+    """Rows under named columns. A column whose name starts with ">" is aligned right; all names empty, no heading.
+
+    On a narrow terminal rows are cut, since folded ones cannot be read; not so where every character counts (`whole`).
+    """
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
     title: str = ""
+    whole: bool = False
 
 
 Block = Title | Line | Table
@@ -64,12 +68,14 @@ class Report:
         return {"schema": self.schema, **self.data}
 
     def __str__(self) -> str:
-        return "\n".join(_text(self.blocks, styled=False))
+        return "\n".join(line for line, _ in _text(self.blocks, styled=False))
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         # The console itself turns markup into styled text: rich need not be imported here.
-        for line in _text(self.blocks, styled=True):
-            yield console.render_str(line, markup=True, emoji=False, highlight=False, overflow="ellipsis")
+        for line, wraps in _text(self.blocks, styled=True):
+            text = console.render_str(line, markup=True, emoji=False, highlight=False, overflow="ellipsis")
+            text.no_wrap = not wraps
+            yield text
 
     def _repr_html_(self) -> str:
         return "".join(_html(self.blocks))
@@ -82,27 +88,33 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _text(blocks: Sequence[Block], *, styled: bool) -> Iterator[str]:
+def _text(blocks: Sequence[Block], *, styled: bool) -> Iterator[tuple[str, bool]]:
+    """(line, whether it may be wrapped). Styled lines are in rich's markup."""
+
     def style(name: str, text: str) -> str:
-        return f"[{name}]{text.replace('[', chr(92) + '[')}[/]" if styled and text.strip() else text
+        if not styled:
+            return text
+        text = text.replace("[", "\\[")
+        return f"[{name}]{text}[/]" if name and text.strip() else text
 
     for at, block in enumerate(blocks):
         if isinstance(block, Title):
             if at:
-                yield ""
-            yield style("bold", printable(block.text))
+                yield "", True
+            yield style("bold", printable(block.text)), True
             if block.detail:
-                yield style("bright_black", printable(block.detail))
+                yield style("bright_black", printable(block.detail)), True
         elif isinstance(block, Line):
-            yield style("bright_black" if block.faint else "default", printable(block.text))
+            yield style("bright_black" if block.faint else "", printable(block.text)), True
         else:
-            yield ""
+            yield "", True
             if block.title:
-                yield style("bold", block.title)
-            yield from _table(block, style)
+                yield style("bold", block.title), True
+            for row in _table(block, style):
+                yield row, block.whole
 
 
-def _table(table: Table, style: Any) -> Iterator[str]:
+def _table(table: Table, style: Callable[[str, str], str]) -> Iterator[str]:
     names = [name.lstrip(">") for name in table.columns]
     right = [name.startswith(">") for name in table.columns]
     cells = [[_bar(c) if isinstance(c, Bar) else printable(c) for c in row] for row in table.rows]
@@ -115,8 +127,7 @@ def _table(table: Table, style: Any) -> Iterator[str]:
         yield "  " + style("bright_black", "  ".join(aligned(names)).rstrip())
     for row, raw in zip(cells, table.rows, strict=True):
         parts = [
-            style("cyan" if isinstance(cell, Bar) else "default", text)
-            for text, cell in zip(aligned(row), raw, strict=True)
+            style("cyan" if isinstance(cell, Bar) else "", text) for text, cell in zip(aligned(row), raw, strict=True)
         ]
         yield "  " + "  ".join(parts).rstrip()
 

@@ -1,5 +1,6 @@
 """The verbs as functions: what the command line calls, and what `import weighbridge` offers."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from weighbridge.ledger import show as reports
 from weighbridge.ledger.errors import Malformed
 from weighbridge.ledger.report import Report
 
+Name = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 # Eight digits name a variant among millions; all 64 prove it (docs/signature.md).
 SHORT = 8
@@ -17,8 +19,8 @@ UNNAMED = "-"  # the base model of a claim that is a bare digest
 
 
 def show(
-    model: str,
-    *others: str,
+    model: Name,
+    *others: Name,
     layers: bool = False,
     tensors: str | None = None,
     explain: bool = False,
@@ -54,7 +56,7 @@ def _named(ledger: Ledger) -> Ledger:
 
 
 def measure(
-    model: str,
+    model: Name,
     *,
     file: str | None = None,
     base: str | None = None,
@@ -80,7 +82,7 @@ def base_signature(ledger: Ledger, *, cache: bool = True) -> Signature | None:
 
 
 def sign(
-    model: str, *, full: bool = False, file: str | None = None, base: str | None = None, offline: bool = False
+    model: Name, *, full: bool = False, file: str | None = None, base: str | None = None, offline: bool = False
 ) -> Signature:
     """The parameter signature of a model: its name and a digest of every tensor's values.
 
@@ -93,7 +95,7 @@ def sign(
 
 
 def verify(
-    model: str,
+    model: Name,
     signature: Signature | str,
     *,
     file: str | None = None,

@@ -258,3 +258,71 @@ def test_an_adapters_signature_names_its_base_by_digest(weigh: Run, model: Path,
         opened.seek(-3, os.SEEK_END)
         opened.write(b"\x01")
     assert json.loads(weigh("sign", adapter, "--json")[1])["digest"] != said["digest"]
+
+
+@pytest.mark.parametrize("name", ["", "x\0y.lm_head.weight"])
+def test_odd_tensor_names_are_signed_again_and_again(weigh: Run, tmp_path: Path, name: str) -> None:
+    layout: layouts.Layout = {"model.embed_tokens.weight": ("F32", (4,)), name: ("F32", (4,))}
+    layouts.write_file(tmp_path / "m.safetensors", layout)
+    first = weigh("sign", tmp_path / "m.safetensors", "--json")
+    assert first[0] == 0
+    assert weigh("sign", tmp_path / "m.safetensors", "--json") == first
+    assert json.loads(first[1])["signature"] in weigh("show", tmp_path / "m.safetensors")[1]
+
+
+def test_settings_that_json_cannot_say_are_said_as_text(weigh: Run, model: Path) -> None:
+    (model / "trainer_state.json").write_text('{"best_metric": NaN, "epoch": Infinity}')
+    out = weigh("show", model, "--json")[1]
+
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    said = json.loads(out, parse_constant=refuse)
+    assert said["training"]["progress"] == {"best_metric": "nan", "epoch": "inf"}
+
+
+def test_layer_numbers_of_any_kind_are_shown(weigh: Run, tmp_path: Path) -> None:
+    layout: layouts.Layout = {f"layers.{number}.w": ("F32", (2,)) for number in ("9" * 500, "²", "007", "1")}
+    layouts.write_file(tmp_path / "m.safetensors", layout)
+    status, _, err = weigh("show", tmp_path / "m.safetensors", "--layers", "--tensors")
+    assert (status, err) == (0, "")
+
+
+def test_a_terminal_of_another_alphabet_gets_numbers_for_what_it_cannot_show(model: Path) -> None:
+    done = _process("show", model, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{TOTAL:,}" in done.stdout
+
+
+def test_a_closed_output_is_no_traceback(model: Path) -> None:
+    for args in ("show", "show --json", "--help", "--version"):
+        target = "" if args.startswith("--") else f" {model}"
+        command = f"{sys.executable} -m weighbridge {args}{target} >&-"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_slip_of_the_pen_is_not_looked_for_on_the_hub(weigh: Run, model: Path) -> None:
+    status, _, err = weigh("sgin", model)
+    assert status == 2
+    assert "did you mean sign" in err
+
+
+@pytest.mark.parametrize("args", [["show", ""], ["show", ".", "--file", ""], ["show", "x" * 100_000]])
+def test_empty_and_endless_names_are_plain_refusals(weigh: Run, args: list[str]) -> None:
+    status, out, err = weigh(*args)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert len(err) < 3000
+
+
+def test_a_file_leaves_nothing_to_choose(weigh: Run, model: Path) -> None:
+    for args in ([f"{model}/model.safetensors::Q4_0"], [model / "model.safetensors", "--file", "config.json"]):
+        status, _, err = weigh("show", *args)
+        assert status == 2
+        assert "one file" in err
+
+
+def test_paths_are_models_too(model: Path) -> None:
+    import weighbridge
+
+    assert weighbridge.open_model(model).total == weighbridge.show(model).data["parameters"]["total"]  # type: ignore[arg-type,index]

@@ -139,3 +139,16 @@ def test_a_damaged_file_gives_a_plain_error_or_a_sound_header(tmp_path: Path, da
         assert "\n" not in str(error)
     else:
         assert all(0 <= row.offset <= row.offset + row.nbytes <= file.size for row in rows)
+
+
+def test_many_names_of_which_one_is_twice_are_refused_at_once(tmp_path: Path) -> None:
+    entries = [f'"t{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(60_000)]
+    raw = f"{{{','.join([*entries, entries[-1]])}}}".encode()
+    with pytest.raises(Malformed, match="'t59999' twice"):
+        safetensors.read(_file(tmp_path, None, raw=raw))
+
+
+def test_endless_names_are_refused_in_few_words(tmp_path: Path) -> None:
+    with pytest.raises(Malformed) as caught:
+        safetensors.read(_file(tmp_path, {"x" * 2_000_000: _entry(0, 8, [2])}, 8))
+    assert len(str(caught.value)) < 3000

@@ -1,6 +1,7 @@
 """`weigh`: finds the verb, prints its report, turns errors into one line."""
 
 import gc
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -33,6 +34,7 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS:
+            _refuse_slip(args)
             args = ["show", *args]
         return super().resolve_command(ctx, args)
 
@@ -46,6 +48,15 @@ class _Verbs(click.Group):
         # The one-liners stand here, so that help imports no verb.
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
+
+
+def _refuse_slip(args: list[str]) -> None:
+    """`weigh singn MODEL` is a slip of the pen, not two models."""
+    import difflib
+
+    near = difflib.get_close_matches(args[0], VERBS, n=1, cutoff=0.75)
+    if near and len(args) > 1 and not os.path.exists(args[0]):
+        raise click.UsageError(f"no such verb: {args[0]}; did you mean {near[0]}?")
 
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -72,6 +83,7 @@ def main(args: list[str] | None = None) -> Any:
     """Runs a command line and exits: 0 done, 1 a check failed, 2 refused."""
     # Headers make hundreds of thousands of small objects that all live until the end: collecting them is wasted time.
     gc.disable()
+    _mend_streams()
     try:
         status = weigh.main(args=args, prog_name="weigh", standalone_mode=False)
         sys.stdout.flush()
@@ -88,12 +100,28 @@ def main(args: list[str] | None = None) -> Any:
         _refuse("out of memory; the file's header is larger than this machine can hold")
     except OSError as error:
         _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except Exception as error:
+        if os.environ.get("WEIGH_DEBUG"):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        _refuse(f"this should not happen ({what[:300]}); please report it, with what WEIGH_DEBUG=1 prints")
     else:
         _exit(status if isinstance(status, int) else 0)
 
 
+def _mend_streams() -> None:
+    """A closed stream is nowhere; a character that a stream cannot show is shown by its number."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _refuse(message: str, *, status: int = 2) -> None:
-    print(f"weigh: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    print(f"weigh: {line[:2000]}", file=sys.stderr)
     _exit(status)
 
 

@@ -1,6 +1,7 @@
 """What the verbs share: their common options, progress on stderr, the report on stdout."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -28,8 +29,7 @@ def emit(report: Report, *, as_json: bool) -> None:
     """Prints a report: JSON, styled text on a terminal, plain text elsewhere."""
     try:
         if as_json:
-            json.dump(report.to_dict(), sys.stdout, indent=2)
-            sys.stdout.write("\n")
+            sys.stdout.write(f"{_json(report.to_dict())}\n")
         elif sys.stdout.isatty():
             from rich.console import Console
 
@@ -40,6 +40,21 @@ def emit(report: Report, *, as_json: bool) -> None:
     except BrokenPipeError:
         # The reader of our output has left (`weigh show M | head`): nothing is wrong, and nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _json(data: object) -> str:
+    try:
+        return json.dumps(data, indent=2, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity: a checkpoint's settings may
+        return json.dumps(_finite(data), indent=2, allow_nan=False)
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextmanager

@@ -32,6 +32,8 @@ def show(
     """
     from weighbridge import verbs
 
+    if file == "" or base == "" or "" in models:
+        raise click.UsageError("a name is empty: a shell variable that is not set?")
     glob = match if match is not None else ("*" if tensors else None)
     if len(models) > 1 and (layers or glob is not None or explain or file or base):
         raise click.UsageError("--layers, --tensors, --match, --explain, --file and --base are for one model at a time")

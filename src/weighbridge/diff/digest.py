@@ -75,7 +75,7 @@ def digest(
         hashed, lasting = leaves(ledger, files, blake3=blake3, cache=known, progress=progress, workers=workers)
         dropped, found = _joined(ledger, hashed, blake3)
         if known and key and lasting:
-            known.keep_root(key, _packed(found, dropped))
+            known.keep_root(key, _packed(found, dropped, ledger))
             known.keep_root(_seen(files), b"signed")
         return found
     finally:
@@ -170,7 +170,15 @@ def _fingerprint(ledger: Ledger, files: Mapping[int, store.Near | None]) -> byte
     kinds: dict[tuple[str, tuple[int, ...]], int] = {}
     code_of = {id(kind): kinds.setdefault((kind.dtype.name, kind.shape), len(kinds)) for kind in rows.kinds}
     codes = [code_of[id(kind)] for kind in rows.kinds]
-    told = (CONTEXT, files, list(kinds), sorted(_ties(ledger).items()), ledger.metadata.get("strides"), len(rows))
+    told = (
+        "places",
+        CONTEXT,
+        files,
+        list(kinds),
+        sorted(_ties(ledger).items()),
+        ledger.metadata.get("strides"),
+        len(rows),
+    )
     parts = [repr(told).encode("utf-8", "backslashreplace")]
     parts += [array("Q", column).tobytes() for column in (codes, rows.files, rows.offsets, map(len, rows.names))]
     parts.append("".join(rows.names).encode("utf-8", "surrogatepass"))
@@ -182,19 +190,24 @@ def _seen(files: Mapping[int, store.Near | None]) -> bytes:
     return store.blake2b(repr(("files", CONTEXT, files)).encode("utf-8", "backslashreplace"), digest_size=32).digest()
 
 
-def _packed(found: Digest, dropped: set[str]) -> bytes:
-    """For the cache: the root, the copies' names, the leaves in the order of the rows."""
-    names = "\0".join(sorted(dropped)).encode("utf-8", "surrogatepass")
-    return bytes.fromhex(found.hex) + pack("<Q", len(names)) + names + bytes.fromhex("".join(found.by_tensor.values()))
+def _packed(found: Digest, dropped: set[str], ledger: Ledger) -> bytes:
+    """For the cache: the root, the places of the rows left out, the leaves of the others in the order of the rows."""
+    places = array("Q", [at for at, name in enumerate(ledger.rows.names) if name in dropped])
+    leaves = bytes.fromhex("".join(found.by_tensor.values()))
+    return bytes.fromhex(found.hex) + pack("<Q", len(places)) + places.tobytes() + leaves
 
 
 def _unpacked(body: bytes | None, ledger: Ledger) -> Digest | None:
     if not body:
         return None
-    leaves = 40 + unpack_from("<Q", body, 32)[0]
-    dropped = set(body[40:leaves].decode("utf-8", "surrogatepass").split("\0"))
-    rows = [row for row in ledger.rows if row.name not in dropped]
-    digits = body[leaves:].hex()
-    by_tensor = {row.name: digits[at : at + 64] for row, at in zip(rows, range(0, len(digits), 64), strict=True)}
+    start = 40 + 8 * unpack_from("<Q", body, 32)[0]
+    places = array("Q")
+    places.frombytes(body[40:start])
+    dropped = set(places)
+    rows = [row for at, row in enumerate(ledger.rows) if at not in dropped]
+    digits = body[start:].hex()
+    if len(digits) != 64 * len(rows):
+        return None
+    by_tensor = {row.name: digits[64 * at : 64 * at + 64] for at, row in enumerate(rows)}
     nbytes = sum(row.nbytes for row in rows)
     return Digest(hex=body[:32].hex(), tensors=len(rows), nbytes=nbytes, by_tensor=by_tensor)

@@ -1,25 +1,27 @@
 """What lies beside a model and is no parameter: optimizer state, hyperparameters, how far training went."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from weighbridge.formats import peft
-from weighbridge.formats.config import LARGEST, parse_json
+from weighbridge.formats.config import LARGEST
 from weighbridge.formats.local import LocalFile
+from weighbridge.formats.plain_json import parse_json
 from weighbridge.ledger import Bytes, Count, Row, numel
 
 Tables = dict[str, dict[str, object]]
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
 
-def training_of(spec: str, *, file: str | None = None) -> Tables | None:
+def training_of(spec: str | os.PathLike[str], *, file: str | None = None) -> Tables | None:
     """{"optimizer_state", "hyperparameters", "scheduler", "progress"} of a local checkpoint or adapter, those that are
     there; None when nothing is, or the model is not local.
 
     Raises:
         WeighError: settings that cannot be read, or only unsafely.
     """
-    path = Path(spec.partition("::")[0]).expanduser()
+    path = Path(os.fspath(spec).partition("::")[0]).expanduser()
     if path.is_dir() and file is not None:
         path /= file
     try:

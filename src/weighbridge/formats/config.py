@@ -4,7 +4,6 @@ A field has one meaning and many names; the names are tried in order. Multimodal
 fields: those are looked up there first, since layers, experts and vocabulary are the decoder's.
 """
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from weighbridge.ledger.errors import Malformed
 LARGEST = 16_000_000  # bytes; the largest real config.json, with a label map of 21,843 classes, takes 1.2 MB
 _MOST = 1 << 32  # of anything: layers, heads, experts, words, positions
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "ffn_config", "decoder")
+_SPARSE = ("marlin-24", "sparse-bitmask", "sparse-24-bitmask")  # formats that leave out zeros
 _NAMES: dict[str, tuple[str, ...]] = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth"),
     "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -37,6 +37,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "top_k_experts",
         "num_experts_per_topk",
         "num_selected_experts",
+        "experts_per_token",
     ),
     "mtp_layers": ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"),
 }
@@ -55,23 +56,6 @@ _GGUF_NAMES = {
 }
 
 
-def parse_json(raw: bytes, name: str) -> dict[str, object]:
-    """The object in a JSON file.
-
-    Raises:
-        Malformed: not JSON, or JSON that is not an object.
-
-    """
-    try:
-        # Configs of the hub hold NaN and Infinity, which the standard library reads and msgspec does not.
-        value = json.loads(raw) if b"NaN" in raw or b"Infinity" in raw else msgspec.json.decode(raw)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"{name} is not JSON ({error})", fix="download it again") from None
-    if not isinstance(value, dict):
-        raise Malformed(f"{name} holds no JSON object")
-    return value
-
-
 def from_config(config: Mapping[str, object]) -> Architecture:
     """What a transformers-style config.json says.
 
@@ -86,7 +70,8 @@ def from_config(config: Mapping[str, object]) -> Architecture:
     values: dict[str, Any] = {}
     for field, names in _NAMES.items():
         values[field] = _first(views, names)
-        if values[field] is None and field in defaults:
+        stated = any(view.get(name) is not None for view in views for name in names)
+        if values[field] is None and field in defaults and not stated:
             values[field] = defaults[field]
     if _first(views, ("zero_expert_num",)):
         values["experts_per_token"] = None  # some picks are of experts that compute nothing: it varies by token
@@ -115,6 +100,8 @@ def _first(views: list[Mapping[str, object]], names: tuple[str, ...]) -> int | N
     for view in views:
         for name in names:
             value = view.get(name)
+            if isinstance(value, list) and value and all(part == value[0] for part in value):
+                value = value[0]  # one for each layer, all alike
             if value is None or isinstance(value, (bool, list, dict)):
                 continue  # per layer or per tower: not one number
             if not isinstance(value, int) or not 0 <= value <= _MOST:
@@ -157,17 +144,36 @@ def _quantization(config: Mapping[str, object], views: list[Mapping[str, object]
         method = "modelopt"
     if stated.get("load_in_4bit") or stated.get("load_in_8bit"):
         method = "bitsandbytes"
-    bits = stated.get("bits", stated.get("nbits", stated.get("w_bit")))
-    group = stated.get("group_size", stated.get("q_group_size"))
+    inner = stated.get("quant_config")
+    inner = inner.get("weight_quant_params") if isinstance(inner, dict) else None
+    hqq = inner if isinstance(inner, dict) else {}
+    bits = stated.get("bits", stated.get("nbits", stated.get("w_bit", hqq.get("nbits"))))
+    group = stated.get("group_size", stated.get("q_group_size", hqq.get("group_size")))
     groups = stated.get("config_groups")
-    if bits is None and isinstance(groups, dict):
-        widths = {w.get("num_bits") for g in groups.values() if isinstance(g, dict) and (w := g.get("weights"))}
-        bits = widths.pop() if len(widths) == 1 else None
+    if isinstance(groups, dict):
+        weights = [w for g in groups.values() if isinstance(g, dict) and isinstance(w := g.get("weights"), dict)]
+        widths, sizes = ({w.get(name) for w in weights} for name in ("num_bits", "group_size"))
+        bits = widths.pop() if bits is None and len(widths) == 1 else bits
+        group = sizes.pop() if group is None and len(sizes) == 1 else group
+    if stated.get("format") in _SPARSE or stated.get("sparsity_config"):
+        method = f"{method} {stated.get('format') or 'sparse'}"
+    if method == "quanto" and stated.get("weights") in ("int4", "int2"):
+        method = f"quanto {stated['weights']}"
+    own = {
+        module: (_width(entry.get("bits"), 16), _width(entry.get("group_size"), 1 << 20))
+        for module, entry in stated.items()
+        if isinstance(entry, dict) and ("bits" in entry or "group_size" in entry)
+    }
     return {
         "quantization": str(method) if method is not None else None,
-        "quantization_bits": bits if isinstance(bits, int) and 0 < bits <= 16 else None,
-        "quantization_group": group if isinstance(group, int) and group > 0 else None,
+        "quantization_bits": _width(bits, 16),
+        "quantization_group": _width(group, 1 << 20),
+        "quantization_modules": own or None,
     }
+
+
+def _width(value: object, most: int) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most else None
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Architecture:

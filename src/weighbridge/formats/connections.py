@@ -3,10 +3,12 @@
 import http.client
 import os
 import re
+import socket
 import threading
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
@@ -75,6 +77,29 @@ class Link(NamedTuple):
     headers: Mapping[str, str]
 
 
+def _answered(connection: http.client.HTTPConnection, deadline: float) -> http.client.HTTPResponse:
+    """The head of an answer, all of it within `deadline` seconds: a socket's timeout is for each byte anew."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        if connection.sock is not None:
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(deadline, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        return connection.getresponse()
+    except Exception:
+        if late.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+
+
 class Connections:
     """A pool, by origin."""
 
@@ -97,7 +122,7 @@ class Connections:
                 if link.connection.sock is not None:
                     link.connection.sock.settimeout(timeout)
                 link.connection.request("GET", link.prefix + target, headers={**headers, **link.headers})
-                return link, link.connection.getresponse()
+                return link, _answered(link.connection, 3 * timeout)
             except BaseException as error:
                 link.connection.close()
                 # A kept connection that was closed meanwhile says nothing: the next one may, or a fresh one will.

@@ -13,11 +13,13 @@ from weighbridge.ledger.errors import Malformed, Truncated, Unknown
 
 MAGIC = b"GGUF"
 _WINDOW = 1 << 20
-_MOST_TENSORS = 300_000
+_MOST_TENSORS = 200_000
 _MOST_KEYS = 100_000
 _MOST_STRINGS = 4_000_000  # in all arrays together: the largest vocabularies have 262,144 tokens and twice the merges
 _LONGEST_KEPT_STRING = 1 << 20
-_LONGEST_KEPT_ARRAY = 4096  # per-layer settings are kept, vocabularies are only measured
+_LONGEST_KEPT_ARRAY = 1024  # per-layer settings are kept, vocabularies are only measured
+_MOST_KEPT = 16 << 20  # bytes of all kept values together: chat templates take 10 kB, settings less
+_LONGEST_NAME = 1024
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -38,6 +40,7 @@ class _Cursor:
         self.buffer = b""
         self.base = 0  # file offset of buffer[0]
         self.at = 0  # position in buffer
+        self.kept = 0
         self._formats: dict[str, struct.Struct] = {}
 
     @property
@@ -75,17 +78,22 @@ class _Cursor:
     def integer(self, code: str) -> int:
         return int(self.scalar(code))
 
+    def keep(self, nbytes: int) -> bool:
+        """Whether so many bytes more may be kept."""
+        self.kept += nbytes
+        return self.kept <= _MOST_KEPT
+
     def text(self, longest: int) -> str | None:
-        """A string; None when it is longer than `longest` and therefore skipped."""
+        """A string; None when it is longer than `longest`, or too much was kept already, and it was skipped."""
         length = self.integer("Q")
-        if length > longest:
+        if length > longest or not self.keep(length):
             self.skip(length)
             return None
         self.need(length)
         raw = self.buffer[self.at : self.at + length]
         self.at += length
-        # Vocabularies and templates hold whatever bytes their authors had: kept readable, never an error.
-        return raw.decode("utf-8", "replace")
+        # Texts hold whatever bytes their authors had: shown, never an error, and two that differ stay two.
+        return raw.decode("utf-8", "backslashreplace")
 
 
 def read(file: File, *, index: int = 0) -> Header:
@@ -121,9 +129,9 @@ def _metadata(cursor: _Cursor, keys: int) -> dict[str, object]:
     metadata: dict[str, object] = {}
     budget = [_MOST_STRINGS]
     for _ in range(keys):
-        key = cursor.text(65_535)
+        key = cursor.text(_LONGEST_NAME)
         if key is None or key in metadata:
-            raise Malformed(f"{cursor.file.name}: a metadata key {'twice' if key else 'of more than 65,535 bytes'}")
+            raise Malformed(f"{cursor.file.name}: a metadata key {'twice' if key else 'that is endless'}")
         metadata[key] = _value(cursor, cursor.integer("I"), budget, depth=0)
     return metadata
 
@@ -139,7 +147,7 @@ def _value(cursor: _Cursor, kind: int, budget: list[int], *, depth: int) -> obje
     kind, length = cursor.integer("I"), cursor.integer("Q")
     if kind in _SCALARS:
         width = struct.calcsize(f"<{_SCALARS[kind]}")
-        if length > _LONGEST_KEPT_ARRAY:
+        if length > _LONGEST_KEPT_ARRAY or not cursor.keep(length * 40):  # a number takes 32 bytes and a place
             cursor.skip(length * width)
             return Skipped("array", length)
         cursor.need(length * width)
@@ -152,6 +160,8 @@ def _value(cursor: _Cursor, kind: int, budget: list[int], *, depth: int) -> obje
     if kind == _STRING and length > _LONGEST_KEPT_ARRAY:
         _skip_strings(cursor, length)
         return Skipped("array", length)
+    if length > _LONGEST_KEPT_ARRAY:
+        raise Malformed(f"{cursor.file.name}: a metadata array of {length:,} arrays")
     return [_value(cursor, kind, budget, depth=depth + 1) for _ in range(length)]
 
 
@@ -182,7 +192,8 @@ def _rows(cursor: _Cursor, count: int, metadata: dict[str, object], index: int) 
     found = []
     names = set()
     for _ in range(count):
-        name = cursor.text(65_535)
+        name = cursor.text(_LONGEST_NAME)
+        cursor.kept = 0  # names are bounded by their number
         if name is None or name in names:
             raise Malformed(f"{file.name} lists {name!r} twice" if name else f"{file.name}: an endless tensor name")
         names.add(name)

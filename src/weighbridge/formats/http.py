@@ -238,7 +238,7 @@ class Client:
         timeout: float,
     ) -> tuple[bytes, bool]:
         """Up to `wanted` bytes less the first `skip`, and whether they were the whole body."""
-        ends = time.monotonic() + timeout + wanted / _SLOWEST
+        began = time.monotonic()
         body = bytearray()
         try:
             while len(body) < wanted and len(body) != announced:
@@ -250,7 +250,7 @@ class Client:
                 body += part
                 with self._counting:
                     self.received += len(part)
-                if time.monotonic() > ends:
+                if time.monotonic() - began > 2 * timeout + len(body) / _SLOWEST:
                     raise Unreachable(f"{_host(url)} sends too slowly to wait for", fix=_OFFLINE)
         except DROPPED as error:
             raise _Cut(type(error).__name__, bytes(body[skip:])) from None

@@ -1,6 +1,5 @@
 """Repositories on the hub, read by ranged requests and never downloaded whole."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,12 +11,14 @@ from weighbridge.formats.folder import LocalFolder
 from weighbridge.formats.http import Client, Reply
 from weighbridge.formats.hub_cache import Settings, cached_snapshot, settings, why_not_cached
 from weighbridge.formats.hub_file import GGUF_HEAD, HEAD, HubFile
+from weighbridge.formats.plain_json import parse_json
 from weighbridge.ledger import File
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Unreachable, WeighError
 
 __all__ = ["HubFile", "HubRepo", "cached_snapshot", "parse", "resolve"]
 
-_LARGEST_INFO = 64 << 20
+_LARGEST_INFO = 32 << 20
+_MOST_VALUES = 1_000_000  # ten for each of 100,000 files
 _MOST_FILES = 100_000
 _THREADS = 16
 _BUDGET = 4 << 20  # for the headers of all shards, where nothing tells how long they are
@@ -184,10 +185,10 @@ def _info(client: Client, own: Settings, repo: str, revision: str) -> dict[str, 
     if reply.status != 200:
         raise _refusal(reply, own, repo, revision)
     try:
-        info = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        info = None
-    if not isinstance(info, dict) or not isinstance(info.get("siblings"), list):
+        info = parse_json(reply.body, "the hub's answer", most=_MOST_VALUES)
+    except Malformed:
+        info = {}
+    if not isinstance(info.get("siblings"), list):
         raise Malformed(
             f"{client.origin} answers with something other than a repository's description",
             fix="check HF_ENDPOINT, and that no login page of the network stands between",

@@ -12,6 +12,7 @@ from weighbridge.formats.choose import Choice, choose
 from weighbridge.formats.folder import LocalFolder, Repository, read_small
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
+from weighbridge.formats.plain_json import parse_json
 from weighbridge.ledger import Architecture, File, Ledger, Rows, Signature, Source
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, WeighError
 
@@ -39,7 +40,7 @@ class _Parts:
 
 
 def open_model(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     file: str | None = None,
     base: str | None = None,
@@ -56,7 +57,7 @@ def open_model(
         WeighError: every way in which this can fail, with its mend.
 
     """
-    parts = _parts(spec, file=file, offline=offline, progress=progress)
+    parts = _parts(os.fspath(spec), file=file, offline=offline, progress=progress)
     if parts.choice.kind == "adapter":
         return _with_base(parts, base=base, offline=offline)
     if base is not None:
@@ -72,7 +73,9 @@ def _parts(spec: str, *, file: str | None, offline: bool, progress: Progress | N
 
 def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, str | None, str | None]:
     """Where a model's files lie, the label chosen among them, the file chosen among them."""
-    name, _, selector = spec.partition("::")
+    name, marked, selector = spec.partition("::")
+    if not name or (marked and not selector):
+        raise NotFound(f"no model is called {spec!r}", fix="give a path, a hub id (org/name) or ollama:NAME")
     if spec.startswith("ollama:"):
         from weighbridge.formats.ollama import find
 
@@ -86,6 +89,10 @@ def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Reposito
         base, version = naming.local_base(path)
         return LocalFolder(path, location=spec, base=base, version=version), selector or None, file
     if exists:
+        if selector or file:
+            raise Refused(
+                f"{name} is one file: there is nothing to choose", fix="leave the choice out, or name its folder"
+            )
         base, version = naming.local_base(path)
         folder = LocalFolder(path.parent, location=spec, base=base, version=version, deep=False)
         if path.name not in folder.files:
@@ -144,7 +151,7 @@ def _read(
 
 def _json(repository: Repository, name: str) -> dict[str, object]:
     raw = read_small(repository, name, largest=configs.LARGEST)
-    return {} if raw is None else configs.parse_json(raw, name)
+    return {} if raw is None else parse_json(raw, name)
 
 
 def _header(file: File, index: int) -> Header:
@@ -164,6 +171,11 @@ def _header(file: File, index: int) -> Header:
         raise Malformed(f"{file.name} is a Git LFS pointer, not the file itself", fix="git lfs pull")
     if start.lower().startswith((b"<!doctype", b"<html")):
         raise Malformed(f"{file.name} is a web page, not a model", fix="download it again")
+    if int.from_bytes(start[:8], "little") > safetensors.LARGEST_HEADER:
+        raise Malformed(
+            f"{file.name} is no model file",
+            fix="safetensors, GGUF and PyTorch files are read, whatever they are called",
+        )
     return safetensors.read(file, index=index)
 
 
@@ -250,7 +262,10 @@ def _base_at_hand(name: str | None, parts: _Parts, *, insist: bool, offline: boo
     places = [Path(name).expanduser()]
     if isinstance(parts.repository, LocalFolder):
         places.append(parts.repository.path / name)
-    place = next((os.path.normpath(path) for path in places if path.exists()), None)
+    try:
+        place = next((os.path.normpath(path) for path in places if path.exists()), None)
+    except (OSError, ValueError):  # a name that no path can have
+        place = None
     if place is None and _HUB_ID.fullmatch(name):
         from weighbridge.formats.hub import cached_snapshot
 

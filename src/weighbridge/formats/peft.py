@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from weighbridge.ledger import Row
 from weighbridge.ledger.errors import Malformed
-from weighbridge.ledger.roles import role_of
 
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
+# What PEFT takes for embedding layers: peft.utils.constants.EMBEDDING_LAYER_NAMES, and other models' names for them.
+_SAVED_UNTRAINED = frozenset({"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"})
 
 
 def base_of(config: Mapping[str, object]) -> str | None:
@@ -30,20 +31,21 @@ def base_of(config: Mapping[str, object]) -> str | None:
 def copies(rows: Iterable[Row], config: Mapping[str, object]) -> dict[str, str]:
     """{stored name: name in the base} of tensors that an adapter stores although it did not train them.
 
-    PEFT saves embeddings beside an adapter that targets them, or whose vocabulary was resized: as `X.base_layer`, in
-    older versions under the module's own name. Trained are the adapter's own tensors, `modules_to_save`, and biases
-    where the config says so.
+    PEFT saves embeddings and heads beside an adapter that targets them, or whose vocabulary was resized: as
+    `X.base_layer`, in older versions under the module's own name. All else in the file is the adapter's own.
     """
     saved = config.get("modules_to_save")
     trained = {part for name in saved for part in name.split(".")[-1:]} if isinstance(saved, list) else set()
-    with_biases = config.get("bias", "none") != "none"
     found = {}
     for row in rows:
-        parts = row.name.split(".")
-        own = role_of(row.name, row.shape) == "adapter" or not trained.isdisjoint(parts)
-        if own or (with_biases and parts[-1] == "bias") or not row.name.startswith(_PREFIX):
+        if not row.name.startswith(_PREFIX) or not row.name.endswith((".weight", ".bias")):
             continue
-        found[row.name] = row.name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        original = row.name.removeprefix(_PREFIX)
+        parts = original.split(".")
+        if "base_layer" in parts:
+            found[row.name] = original.replace(".base_layer.", ".")
+        elif parts[-2] in _SAVED_UNTRAINED and trained.isdisjoint(parts):
+            found[row.name] = original
     return found
 
 

@@ -6,7 +6,6 @@ of Accelerate (`optimizer.bin`, `scheduler.bin`) and of DeepSpeed ZeRO (`global_
 Source: transformers 5.23 `trainer.py`, accelerate 1.15 `checkpointing.py`, DeepSpeed's `zero/stage_1_and_2.py`.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from weighbridge.formats.hyperparameters import Value, is_secret
 from weighbridge.formats.local import LocalFile
+from weighbridge.formats.plain_json import parse_json
 from weighbridge.formats.torch_file import read_checkpoint, read_settings
 from weighbridge.ledger import Bytes, Count, Row, numel
 from weighbridge.ledger.errors import Malformed, Refused, WeighError
@@ -22,7 +22,8 @@ _OPTIMIZER = re.compile(r"optimizer(_\d+)?\.(pt|bin)")
 _SCHEDULER = re.compile(r"scheduler(_\d+)?\.(pt|bin)")
 _PARTITION = re.compile(r".*_optim_states\.pt")
 _STEP = re.compile(r"global_step(\d{1,18})")
-_LARGEST_JSON = 64 << 20  # a log of a million lines
+_LARGEST_JSON = 32 << 20  # a log of 300,000 lines
+_MOST_VALUES = 1_200_000
 
 # What an optimizer keeps per parameter tells which one it is; the fullest set that is there names it.
 # Source: torch 2.13 `torch.optim`, bitsandbytes 0.50 `optim`, transformers 5.23 `optimization.Adafactor`.
@@ -176,17 +177,13 @@ class _Reading:
             file = self._file(path)
             if file.size > _LARGEST_JSON:
                 raise Malformed(f"{file.name} has {file.size:,} bytes, more than any real one")
-            state = json.loads(file.read(0, file.size))
+            state = parse_json(file.read(0, file.size), file.name, most=_MOST_VALUES)
         except WeighError as error:
             self.notes.append(str(error))
             return {}
-        except (ValueError, RecursionError):
-            self.notes.append(f"{path.name} is not JSON")
-            return {}
-        scalars = state.items() if isinstance(state, dict) else ()
         return {
             name: value
-            for name, value in scalars
+            for name, value in state.items()
             if isinstance(value, str | int | float) and not is_secret(name, value) and not name.startswith("is_")
         }
 

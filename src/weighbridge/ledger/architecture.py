@@ -1,5 +1,6 @@
 """What a model's configuration says of its shape, normalized across config.json and GGUF metadata."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 
@@ -24,6 +25,14 @@ class Architecture:
     quantization: str | None = None  # method: "gptq", "fp8", "modelopt", "mlx", ...
     quantization_bits: int | None = None
     quantization_group: int | None = None  # elements that share one scale
+    quantization_modules: Mapping[str, tuple[int | None, int | None]] | None = (
+        None  # {module: (bits, group)} of its own
+    )
+
+    def packing_of(self, module: str) -> tuple[int | None, int | None]:
+        """(bits, group) of a module's codes: its own, where the configuration makes an exception of it."""
+        own = (self.quantization_modules or {}).get(module, (None, None))
+        return own[0] or self.quantization_bits, own[1] or self.quantization_group
 
     def to_dict(self) -> dict[str, object]:
         """The fields that are known."""

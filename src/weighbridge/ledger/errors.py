@@ -11,6 +11,13 @@ WeighError                 what is wrong, and how to mend it (exit code 2)
 └── MissingExtra           an optional dependency, named with its install command
 """
 
+_LONGEST = 1000
+
+
+def _short(text: str) -> str:
+    """Text that quotes a stranger, cut in its middle when it goes on forever."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
 
 class WeighError(Exception):
     """An error with its mend.
@@ -25,7 +32,7 @@ class WeighError(Exception):
 
     def __str__(self) -> str:
         """One line: names may come from a hostile file, so line breaks and control codes are shown, not obeyed."""
-        line = f"{self.what}; {self.fix}" if self.fix else self.what
+        line = f"{_short(self.what)}; {_short(self.fix)}" if self.fix else _short(self.what)
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from weighbridge.ledger.architecture import Architecture
 from weighbridge.ledger.dtype import DType
+from weighbridge.ledger.errors import Refused, Unknown
 from weighbridge.ledger.packing import elements_in, serves
 from weighbridge.ledger.roles import role_of
 from weighbridge.ledger.tensor import Row, Rows, numel
@@ -27,7 +28,7 @@ _DIGITS = b"0123456789"
 # How the stacks of decoder layers are called: an MTP layer is one more of the same stack.
 _STACKS = ("model.layers.", "layers.", "language_model.model.layers.", "model.language_model.layers.", "blk.")
 _MOST_MTP = 64
-_MTP_WORDS = frozenset({"mtp", "mtp_layers", "mtp_block", "nextn"})
+_MOST_FAMILIES = 50_000  # real models have tens to a few thousand; names are judged one family at a time
 # DeepSeek's MTP layer stores the model's embedding and head once more.
 _MTP_COPY = (
     "embed_tokens.weight",
@@ -142,6 +143,8 @@ def judge(
 
     """
     groups = group(rows, architecture)
+    if len(groups) > _MOST_FAMILIES:
+        raise Refused(f"{len(groups):,} kinds of tensors, more than any model has", fix="do not trust this file")
     beyond = _beyond(architecture)
     patterns = [pattern_of(rows.names[members[0]]) for members in groups]
     leaves = _neighbors(patterns)
@@ -156,6 +159,7 @@ def judge(
         extra = serves(leaf, siblings)
         kind, elements = PARAMETER, numel(first.shape)
         if extra is None:
+            bits, groups_of = architecture.packing_of(first.name.rpartition(".")[0])
             described = metadata.get(f"{first.name.rpartition('.')[0]}.weight") if "qdata" in leaf else None
             unpacked = elements_in(
                 leaf,
@@ -164,15 +168,18 @@ def judge(
                 siblings=siblings,
                 sibling=lambda other, name=first.name: shapes.of(f"{name.rpartition('.')[0]}.{other}"),
                 method=architecture.quantization,
-                bits=architecture.quantization_bits,
-                group=architecture.quantization_group,
+                bits=bits,
+                group=groups_of,
                 described=described if isinstance(described, str) else None,
             )
             if unpacked is not None:
                 elements = unpacked
+            elif is_unknown_code(leaf, first, architecture.quantization):
+                method = architecture.quantization or "an unknown method"
+                raise Unknown(f"{pattern!r} of dtype {first.dtype}, packed by {method}")
             elif first.name in known_buffers or is_buffer(module, leaf, first, siblings, architecture.model_type):
                 kind = BUFFER
-            if (beyond and first.name.startswith(beyond)) or not _MTP_WORDS.isdisjoint(pattern.split(".")):
+            if (beyond and first.name.startswith(beyond)) or _is_mtp(pattern):
                 extra = MTP_COPIES if first.name.endswith(_MTP_COPY) else MTP
         if extra is not None:
             kind = EXTRA
@@ -208,6 +215,10 @@ def _neighbors(patterns: Sequence[str]) -> dict[str, frozenset[str]]:
     return {module: frozenset(found) for module, found in modules.items()}
 
 
+def _is_mtp(pattern: str) -> bool:
+    return any(part in ("mtp", "nextn") or part.startswith("mtp_") for part in pattern.split("."))
+
+
 class _Shapes:
     """Shapes by full name, indexed only when a packed weight asks for its neighbors."""
 
@@ -237,7 +248,19 @@ def _buffers() -> Any:
         "with_module": frozenset(table["with_module"]),
         "unless": table["unless"],
         "only_in": table["only_in"],
+        "frozen_norms": frozenset(table["frozen_norms"]),
     }
+
+
+def is_unknown_code(leaf: str, row: Row, method: str | None) -> bool:
+    """Whether an integer tensor must be a packed weight of a kind that nobody here can count.
+
+    It is one where the model is quantized and no rule knows the name; and where a matrix of integers is called `weight`.
+    """
+    known = _buffers()
+    if row.dtype.kind != "int" or leaf in known["leaf"] or leaf.endswith(known["suffix"]):
+        return False
+    return (method is not None and numel(row.shape) > 1) or (leaf == "weight" and len(row.shape) >= 2)
 
 
 def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_type: str | None) -> bool:
@@ -252,5 +275,7 @@ def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_
         return True
     if leaf == "bias" and len(row.shape) == 4 and row.shape[:2] == (1, 1) and 1 < row.shape[2] == row.shape[3]:
         return True  # GPT-2's causal mask: a bias proper is no square
-    # A frozen batch norm keeps its affine part as buffers, and no step counter.
-    return leaf in ("weight", "bias") and "running_mean" in siblings and "num_batches_tracked" not in siblings
+    # A frozen batch norm keeps its affine part as buffers, and no step counter. Checkpoints older than the counter look
+    # the same, so that only models known to freeze theirs are taken at their word.
+    frozen = "running_mean" in siblings and "num_batches_tracked" not in siblings and len(row.shape) == 1
+    return frozen and leaf in ("weight", "bias") and model_type in known["frozen_norms"]

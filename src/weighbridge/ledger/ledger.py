@@ -14,12 +14,13 @@ from weighbridge.ledger.tensor import ROLES, Row, Rows, Tensor, numel
 from weighbridge.ledger.ties import declared, resolve
 from weighbridge.ledger.units import Bytes, Count
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk|resblocks|stages?)\.(\d+)\.")
-_EXPERT = re.compile(r"experts?\.(\d+)\.")
-# What looks up a token's own vector; position and type tables are embeddings too, but not the input embedding.
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk|resblocks|stages?)\.([0-9]{1,9})\.")
+_NUMBER = re.compile("[0-9]{1,9}")
+_EXPERT = re.compile(r"(?:experts?|blk\.[0-9]+\.ffn_(?:gate|up|down))\.([0-9]{1,9})\.")
+# What looks up a token's own vector; position, type and per-layer tables are embeddings too, but not the input embedding.
 _INPUT_EMBEDDING = re.compile(
-    r"(embed_tokens|wte|word_embeddings?|tok_embeddings|token_embedding|tokens_embed|embed_in|token_embd|shared)"
-    r"\.weight$|^(?:\w+\.)?embeddings\.weight$"
+    r"(?:^|[._])(?:embed_tokens|wte|word_embeddings?|tok_embeddings|token_embeddings?|tokens_embed|embed_in|shared)"
+    r"(?:\.[0-9]+)?\.weight$|^token_embd\.weight$|(?:^|\.)(?:embeddings?|emb|embed|w)\.weight$"
 )
 
 
@@ -129,6 +130,8 @@ class Ledger:
         """
         routed = sum(family.total for family in self.parameters if family.role == "expert")
         if not routed:
+            if self._should_have_experts():
+                raise Unknown("the configuration speaks of experts, and no tensor is known to be one")
             return self.total
         experts, used = self.experts, self.architecture.experts_per_token
         if not used:
@@ -145,6 +148,12 @@ class Ledger:
         """Active parameters without the input embedding, as model cards of gpt-oss and others count them."""
         return Count(self.active - self.input_embedding)
 
+    def _should_have_experts(self) -> bool:
+        """A router, or a tensor with a place for each expert, in a model whose configuration has several."""
+        experts = self.architecture.experts or 0
+        stacked = any(len(f.shape) >= 3 and f.shape[0] == experts and f.role == "ffn" for f in self.parameters)
+        return experts > 1 and (stacked or any(family.role == "router" for family in self.parameters))
+
     @property
     def input_embedding(self) -> Count:
         """Parameters of the table that looks up a token's vector."""
@@ -152,7 +161,7 @@ class Ledger:
             sum(
                 family.total
                 for family in self.parameters
-                if family.role == "embedding" and _INPUT_EMBEDDING.search(family.first.name)
+                if family.role == "embedding" and len(family.shape) == 2 and _INPUT_EMBEDDING.search(family.first.name)
             )
         )
 
@@ -171,7 +180,7 @@ class Ledger:
             if stored is None:
                 raise Unknown("how many experts a layer has is not stated", fix="put config.json beside the weights")
             return stored
-        if stored is not None and stored != configured and stored % configured:
+        if stored is not None and stored != configured and (number or stored % configured):
             raise Unknown(f"the configuration says {configured} experts, the files hold {stored}")
         return configured
 
@@ -278,4 +287,4 @@ class Ledger:
 
 def _order(item: tuple[str, object]) -> list[tuple[int, str]]:
     """Natural order: layer 10 after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split(".")]
+    return [(int(part), "") if _NUMBER.fullmatch(part) else (-1, part) for part in item[0].split(".")]

@@ -53,6 +53,10 @@ _SUFFIXES = (
 # Leaves that hold codes; a plain `weight` does too when its dtype and neighbors say so.
 _CODES = frozenset(["qweight", "weight_packed", "weight", "W_q", "_data", "_weight_qdata", "qdata", "compressed"])
 
+# Methods whose codes say too little of what they stand for.
+_REFUSED = frozenset(["aqlm", "vptq", "spqr", "exl2", "exl3", "quip", "quip_sharp", "higgs", "marlin", "quanto_int4"])
+_REFUSED_FORMATS = ("compressed-tensors marlin", "compressed-tensors sparse", "quanto int")
+
 Sibling = Callable[[str], tuple[int, ...] | None]
 
 
@@ -93,6 +97,10 @@ def elements_in(
 
     """
     stored = prod(shape)
+    if method in _REFUSED or (method and method.startswith(_REFUSED_FORMATS)):
+        raise Unknown(f"weights packed by {method}", fix="a newer Weighbridge may know it")
+    if leaf == "blocks" and "scales" in siblings:
+        return stored * 2
     if leaf.endswith("_blocks") and f"{leaf.removesuffix('_blocks')}_scales" in siblings:
         return stored * 2
     if leaf not in _CODES or dtype.kind == "block" or dtype.block > 1:
@@ -106,17 +114,19 @@ def elements_in(
     if method is None and not siblings & _EXTRA_OF.keys():
         return None
     if leaf == "weight":
-        return _plain_weight(stored, dtype, shape, siblings, sibling, method, group)
+        return _plain_weight(stored, dtype, shape, siblings, sibling, method, bits, group)
     if leaf == "qweight":
         bits = _bits_from_zeros(sibling) or bits
     elif leaf == "weight_packed":
-        bits = 4 if dtype.name == "U8" else bits
+        bits = 4 if dtype.name == "U8" else _bits_from_scales(shape, sibling("weight_scale"), group) or bits
     elif leaf == "_data":
         bits = bits or int(dtype.bits)
     if not bits:
         raise Unknown(f"codes of unknown width in {leaf!r} (quantization method {method or 'not named'!r})")
     if leaf == "W_q" and bits == 3:
         return stored * 10  # HQQ packs ten 3-bit codes into an int32
+    if leaf == "weight_packed" and int(dtype.bits) % bits:
+        raise Unknown(f"{bits}-bit codes that are padded to {dtype}")
     return stored * int(dtype.bits) // bits
 
 
@@ -127,15 +137,16 @@ def _plain_weight(
     siblings: frozenset[str],
     sibling: Sibling,
     method: str | None,
+    bits: int | None,
     group: int | None,
 ) -> int | None:
     """A tensor called `weight` with an integer dtype."""
     scales = sibling("scales") if "scales" in siblings else None
     if dtype.name == "U32" and scales and group and shape:
-        bits, rest = divmod(shape[-1] * 32, scales[-1] * group)
-        if rest == 0 and bits in (2, 3, 4, 5, 6, 8):
+        measured, rest = divmod(shape[-1] * 32, scales[-1] * group)
+        if rest == 0 and measured in (2, 3, 4, 5, 6, 8) and bits in (None, measured):
             return stored // shape[-1] * scales[-1] * group
-        raise Unknown(f"MLX codes of {shape} do not fit scales of {scales} in groups of {group}")
+        raise Unknown(f"MLX codes of {shape} do not fit scales of {scales} at {bits} bits in groups of {group}")
     if dtype.name == "U8" and method == "bitnet":
         return stored * 4
     if dtype.name == "U8" and siblings & {"weight_scale", "weight_scale_#"}:
@@ -149,6 +160,14 @@ def _plain_weight(
     if dtype.name in ("U32", "I32", "U8"):
         raise Unknown(f"a packed weight of dtype {dtype} by an unknown method ({method or 'not named'!r})")
     return None
+
+
+def _bits_from_scales(shape: tuple[int, ...], scales: tuple[int, ...] | None, group: int | None) -> int | None:
+    """compressed-tensors: weight_packed is (out, in·bits/32), weight_scale (out, in/group)."""
+    if not scales or not group or not shape or scales[-1] < 2:
+        return None
+    bits, rest = divmod(shape[-1] * 32, scales[-1] * group)
+    return bits if rest == 0 and bits in (2, 4, 8) else None
 
 
 def _bits_from_zeros(sibling: Sibling) -> int | None:

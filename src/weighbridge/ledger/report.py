@@ -144,11 +144,11 @@ def _html(blocks: Sequence[Block]) -> Iterator[str]:
     yield '<div style="font-family: ui-monospace, monospace; font-size: 13px; line-height: 1.5">'
     for block in blocks:
         if isinstance(block, Title):
-            yield f"<div><b>{html.escape(block.text)}</b></div>"
+            yield f"<div><b>{html.escape(printable(block.text))}</b></div>"
             if block.detail:
-                yield f'<div style="opacity: .65">{html.escape(block.detail)}</div>'
+                yield f'<div style="opacity: .65">{html.escape(printable(block.detail))}</div>'
         elif isinstance(block, Line):
-            yield f'<div style="opacity: {".65" if block.faint else "1"}">{html.escape(block.text)}</div>'
+            yield f'<div style="opacity: {".65" if block.faint else "1"}">{html.escape(printable(block.text))}</div>'
         else:
             yield from _html_table(block)
     yield "</div>"
@@ -172,7 +172,7 @@ def _html_table(table: Table) -> Iterator[str]:
                 width = round(max(0.0, min(1.0, cell.share)) * 160)
                 inner = f'<div style="background: #2a9fb5; height: 10px; width: {width}px"></div>'
             else:
-                inner = html.escape(cell)
+                inner = html.escape(printable(cell))
             yield f'<td style="text-align: {align}; padding: 1px 10px 1px 0">{inner}</td>'
         yield "</tr>"
     yield "</table>"

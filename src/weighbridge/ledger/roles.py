@@ -8,6 +8,7 @@ Judged in this order: adapter; norm; tower (vision, audio); mixture of experts; 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 # Leaf names that say nothing of their own: the module before them does.
 _PLAIN_LEAVES = frozenset({"weight", "bias", "scale", "gamma", "beta", "weight_g", "weight_v"})
+# llama.cpp before it stacked them: blk.#.ffn_gate.#.weight.
+_EXPERT_OF_OLD = re.compile(r"blk\.#\.ffn_(?:gate|up|down)\.#$")
 _NORMS = frozenset({"ln", "ln_f", "ln_pre", "ln_post", "ln_q", "ln_k", "ln_kv", "bn", "gn", "layerscale"})
 
 
@@ -33,6 +36,11 @@ def _set(name: str) -> frozenset[str]:
     return frozenset(_words()[name])
 
 
+@lru_cache(maxsize=1)
+def _prefixes() -> tuple[str, ...]:
+    return tuple(_words()["adapter_prefix"])
+
+
 def role_of(pattern: str, shape: Sequence[int]) -> str:
     """The role of a tensor called `pattern`, in which every number is written "#".
 
@@ -40,7 +48,7 @@ def role_of(pattern: str, shape: Sequence[int]) -> str:
     'attention'
     """
     parts = pattern.split(".")
-    if any(part.startswith(("lora_", "ia3_")) or part in _set("adapter") for part in parts):
+    if any(part.startswith(_prefixes()) or part in _set("adapter") for part in parts):
         return "adapter"
     towers = _table("tower")
     if parts[0] in _table("tower_first"):
@@ -73,7 +81,7 @@ def _mixture(modules: Sequence[str], shape: Sequence[int]) -> str | None:
         return "router"
     if any(word in _set("shared") for word in modules):
         return "ffn"
-    if any(word in _set("expert") for word in modules):
+    if any(word in _set("expert") for word in modules) or _EXPERT_OF_OLD.search(".".join(modules)):
         return "expert"
     if len(shape) >= 3 and any(word in _set("stacked") for word in modules):
         return "expert"

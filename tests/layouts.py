@@ -10,7 +10,18 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E8M0": 8, "I64": 64, "I32": 32, "I8": 8}
+BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+}
 BITS |= {"U8": 8, "U32": 32, "BOOL": 8, "F4": 4}
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 

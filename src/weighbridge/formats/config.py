@@ -16,6 +16,8 @@ from weighbridge.ledger.errors import Malformed
 
 LARGEST = 16_000_000  # bytes; the largest real config.json, with a label map of 21,843 classes, takes 1.2 MB
 _MOST = 1 << 32  # of anything: layers, heads, experts, words, positions
+# Counts of parameters hang on these: nonsense in them is refused. Elsewhere it is taken for not said.
+_COUNTED = frozenset({"layers", "experts", "experts_per_token", "mtp_layers"})
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "ffn_config", "decoder")
 _SPARSE = ("marlin-24", "sparse-bitmask", "sparse-24-bitmask")  # formats that leave out zeros
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -69,11 +71,11 @@ def from_config(config: Mapping[str, object]) -> Architecture:
     defaults = _facts()["defaults"].get(model_type or "", {})
     values: dict[str, Any] = {}
     for field, names in _NAMES.items():
-        values[field] = _first(views, names)
+        values[field] = _first(views, names, field)
         stated = any(view.get(name) is not None for view in views for name in names)
         if values[field] is None and field in defaults and not stated:
             values[field] = defaults[field]
-    if _first(views, ("zero_expert_num",)):
+    if _first(views, ("zero_expert_num",), "zero_experts"):
         values["experts_per_token"] = None  # some picks are of experts that compute nothing: it varies by token
     stated = config.get("architectures")
     classes = tuple(c for c in stated if isinstance(c, str)) if isinstance(stated, list) else ()
@@ -96,7 +98,7 @@ def _nested(config: Mapping[str, object]) -> list[Mapping[str, object]]:
     return found
 
 
-def _first(views: list[Mapping[str, object]], names: tuple[str, ...]) -> int | None:
+def _first(views: list[Mapping[str, object]], names: tuple[str, ...], field: str) -> int | None:
     for view in views:
         for name in names:
             value = view.get(name)
@@ -105,6 +107,8 @@ def _first(views: list[Mapping[str, object]], names: tuple[str, ...]) -> int | N
             if value is None or isinstance(value, (bool, list, dict)):
                 continue  # per layer or per tower: not one number
             if not isinstance(value, int) or not 0 <= value <= _MOST:
+                if field not in _COUNTED:
+                    continue
                 raise Malformed(
                     f"config.json: {name} is {str(value)[:40]!r}", fix="it should be a whole number, 0 or more"
                 )

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from weighbridge.ledger import Row
 from weighbridge.ledger.errors import Malformed
+from weighbridge.ledger.families import pattern_of
+from weighbridge.ledger.roles import role_of
 
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -36,12 +38,15 @@ def copies(rows: Iterable[Row], config: Mapping[str, object]) -> dict[str, str]:
     """
     saved = config.get("modules_to_save")
     trained = {part for name in saved for part in name.split(".")[-1:]} if isinstance(saved, list) else set()
+    with_biases = config.get("bias", "none") != "none"
     found = {}
     for row in rows:
         if not row.name.startswith(_PREFIX) or not row.name.endswith((".weight", ".bias")):
             continue
         original = row.name.removeprefix(_PREFIX)
         parts = original.split(".")
+        if role_of(pattern_of(original), row.shape) == "adapter" or (with_biases and parts[-1] == "bias"):
+            continue
         if "base_layer" in parts:
             found[row.name] = original.replace(".base_layer.", ".")
         elif parts[-2] in _SAVED_UNTRAINED and trained.isdisjoint(parts):

@@ -255,9 +255,11 @@ def _buffers() -> Any:
 def is_unknown_code(leaf: str, row: Row, method: str | None) -> bool:
     """Whether an integer tensor must be a packed weight of a kind that nobody here can count.
 
-    It is one where the model is quantized and no rule knows the name; and where a matrix of integers is called `weight`.
+    So is one that no rule knows in a model that is quantized, and any matrix of integers that is called `weight`.
     """
     known = _buffers()
+    if "_packed_params" in row.name:  # torch's own quantized modules
+        return row.dtype.kind == "int"
     if row.dtype.kind != "int" or leaf in known["leaf"] or leaf.endswith(known["suffix"]):
         return False
     return (method is not None and numel(row.shape) > 1) or (leaf == "weight" and len(row.shape) >= 2)
@@ -275,6 +277,8 @@ def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_
         return True
     if leaf == "bias" and len(row.shape) == 4 and row.shape[:2] == (1, 1) and 1 < row.shape[2] == row.shape[3]:
         return True  # GPT-2's causal mask: a bias proper is no square
+    if leaf == "weight_v" and "weight_u" in siblings:
+        return True  # spectral norm's; weight norm has a weight_v too, a parameter, beside weight_g
     # A frozen batch norm keeps its affine part as buffers, and no step counter. Checkpoints older than the counter look
     # the same, so that only models known to freeze theirs are taken at their word.
     frozen = "running_mean" in siblings and "num_batches_tracked" not in siblings and len(row.shape) == 1

@@ -1,6 +1,7 @@
 """The ledger: the full record of a model's tensors, counted without reading their data."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from weighbridge.ledger.units import Bytes, Count
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk|resblocks|stages?)\.([0-9]{1,9})\.")
 _NUMBER = re.compile("[0-9]{1,9}")
 _EXPERT = re.compile(r"(?:experts?|blk\.[0-9]+\.ffn_(?:gate|up|down))\.([0-9]{1,9})\.")
-# What looks up a token's own vector; position, type and per-layer tables are embeddings too, but not the input embedding.
+# What looks up a token's own vector; position, type and per-layer tables are embeddings too, but not this one.
 _INPUT_EMBEDDING = re.compile(
     r"(?:^|[._])(?:embed_tokens|wte|word_embeddings?|tok_embeddings|token_embeddings?|tokens_embed|embed_in|shared)"
     r"(?:\.[0-9]+)?\.weight$|^token_embd\.weight$|(?:^|\.)(?:embeddings?|emb|embed|w)\.weight$"
@@ -174,7 +175,11 @@ class Ledger:
         stored = family.shape[0] if len(family.shape) >= 3 else None
         if number:  # experts one by one: those of one layer are counted
             layer, rest = first[: number.start(1)], first[number.end(1) :]
-            stored = sum(name.startswith(layer) and name.endswith(rest) for name in family.names)
+            names = family.names
+            stored = sum(name.startswith(layer) and name.endswith(rest) for name in names)
+            mark = next((mark for mark in ("experts.", "expert.") if layer.endswith(mark)), None)
+            if mark and len(set(Counter([name.partition(mark)[0] for name in names]).values())) > 1:
+                raise Unknown("layers have different numbers of experts")
         configured = self.architecture.experts
         if configured is None:
             if stored is None:

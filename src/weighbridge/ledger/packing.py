@@ -28,21 +28,23 @@ KV_CACHE = "kv_cache_scales"
 _SERVANTS = {
     SCALES: (
         "weight_scale_inv weight_scale weight_scale_# weight_global_scale weight_scales scales scale SCB "
-        "absmax nested_absmax _weight_scale _scale scale_inv per_tensor_scale"
+        "absmax nested_absmax _weight_scale _scale scale_inv per_tensor_scale qscale_weight"
     ),
     ZEROS: "qzeros weight_zero_point zeros zero zero_point biases _weight_zero_point _shift",
     INDEX: "g_idx weight_g_idx perm",
     STATE: (
         "quant_map nested_quant_map bitsandbytes__nf# bitsandbytes__fp# weight_format weight_shape bitmask row_offsets "
-        "qweight_type"
+        "qweight_type shape nbits group_size axis packing channel_wise optimize round_zero stores_quant_config "
+        "unpack_view_dtype view_as_float quant_scale quant_zero compute_dtype offload_meta"
     ),
     ACTIVATION: (
         "input_scale input_global_scale input_zero_point output_scale output_zero_point activation_scale act_scale "
-        "act_scales pre_quant_scale input_scale_ub smooth_factor"
+        "act_scales pre_quant_scale input_scale_ub smooth_factor qscale_act"
     ),
 }
 _EXTRA_OF = {leaf: extra for extra, leaves in _SERVANTS.items() for leaf in leaves.split()}
-_KV_LEAVES = frozenset(["k_scale", "v_scale", "kv_scale", "q_scale", "prob_output_scale", "prob_scale"])
+_KV_LEAVES = frozenset({f"{what}_scale" for what in ("k", "v", "kv", "q", "prob", "prob_output")})
+_KV_LEAVES |= {f"{what}_zero_point" for what in ("k", "v", "q")}
 _SUFFIXES = (
     ("_input_scale", ACTIVATION),
     ("_scale_inv", SCALES),
@@ -51,7 +53,7 @@ _SUFFIXES = (
     ("_scale_#", SCALES),
 )
 # Leaves that hold codes; a plain `weight` does too when its dtype and neighbors say so.
-_CODES = frozenset(["qweight", "weight_packed", "weight", "W_q", "_data", "_weight_qdata", "qdata", "compressed"])
+_CODES = frozenset({"qweight", "weight_packed", "weight", "W_q", "_data", "_weight_qdata", "qdata", "blocks"})
 
 # Methods whose codes say too little of what they stand for.
 _REFUSED = frozenset(["aqlm", "vptq", "spqr", "exl2", "exl3", "quip", "quip_sharp", "higgs", "marlin", "quanto_int4"])
@@ -123,9 +125,7 @@ def elements_in(
         bits = bits or int(dtype.bits)
     if not bits:
         raise Unknown(f"codes of unknown width in {leaf!r} (quantization method {method or 'not named'!r})")
-    if leaf == "W_q" and bits == 3:
-        return stored * 10  # HQQ packs ten 3-bit codes into an int32
-    if leaf == "weight_packed" and int(dtype.bits) % bits:
+    if leaf in ("weight_packed", "W_q") and int(dtype.bits) % bits:
         raise Unknown(f"{bits}-bit codes that are padded to {dtype}")
     return stored * int(dtype.bits) // bits
 

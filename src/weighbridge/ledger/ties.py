@@ -58,8 +58,9 @@ def declared(families: Sequence[Family], architecture: Architecture) -> dict[str
             original = next(
                 (e for e in embeddings if e.rpartition("shared.weight")[1] and _same(family, single[e])), None
             )
-        elif name.endswith(_HEADS) and architecture.tied_embeddings:
-            original = next((e for e in embeddings if _same(family, single[e])), None)
+        elif (name.endswith(_HEADS) or name == "decoder.weight") and architecture.tied_embeddings:
+            # The class has one tensor, whatever precision a copy was stored in.
+            original = next((e for e in embeddings if family.shape == single[e].shape), None)
         else:
             for copy_end, original_end in _BIASES:
                 other = name.removesuffix(copy_end) + original_end

@@ -78,17 +78,19 @@ class _Cursor:
     def integer(self, code: str) -> int:
         return int(self.scalar(code))
 
-    def keep(self, nbytes: int) -> bool:
-        """Whether so many bytes more may be kept."""
+    def keep(self, nbytes: int) -> None:
+        """Counts bytes that will stay in memory."""
         self.kept += nbytes
-        return self.kept <= _MOST_KEPT
+        if self.kept > _MOST_KEPT:
+            raise Malformed(f"{self.file.name} has more metadata than any real file")
 
     def text(self, longest: int) -> str | None:
-        """A string; None when it is longer than `longest`, or too much was kept already, and it was skipped."""
+        """A string; None when it is longer than `longest` and was skipped."""
         length = self.integer("Q")
-        if length > longest or not self.keep(length):
+        if length > longest:
             self.skip(length)
             return None
+        self.keep(length)
         self.need(length)
         raw = self.buffer[self.at : self.at + length]
         self.at += length
@@ -147,9 +149,10 @@ def _value(cursor: _Cursor, kind: int, budget: list[int], *, depth: int) -> obje
     kind, length = cursor.integer("I"), cursor.integer("Q")
     if kind in _SCALARS:
         width = struct.calcsize(f"<{_SCALARS[kind]}")
-        if length > _LONGEST_KEPT_ARRAY or not cursor.keep(length * 40):  # a number takes 32 bytes and a place
+        if length > _LONGEST_KEPT_ARRAY:
             cursor.skip(length * width)
             return Skipped("array", length)
+        cursor.keep(length * 40)  # a number takes 32 bytes and a place
         cursor.need(length * width)
         values = struct.unpack_from(f"{cursor.order}{length}{_SCALARS[kind]}", cursor.buffer, cursor.at)
         cursor.at += length * width

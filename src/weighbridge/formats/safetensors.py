@@ -17,7 +17,7 @@ LARGEST_HEADER = 100_000_000  # the format's own bound
 # Ours, so that a hostile header takes bounded memory: the largest real one, DeepSeek-V3 in one file, would have 12 MB.
 _LARGEST_READ = 32_000_000
 _MOST_TENSORS = 200_000
-_MOST_VALUES = 1_500_000
+_MOST_VALUES = 200_000  # beside eight for each tensor: what a shape of five dimensions takes
 _LARGEST_WITH_ESCAPES = 8_000_000
 _LONGEST_NAME = 1000
 
@@ -63,7 +63,7 @@ def read(file: File, *, index: int = 0) -> Header:
 
 def _decode(raw: bytes, name: str) -> tuple[dict[str, _Entry], dict[str, str]]:
     listed = raw.count(b'"data_offsets"')
-    if listed > _MOST_TENSORS or (len(raw) > _MOST_VALUES and raw.count(b",") > _MOST_VALUES):
+    if listed > _MOST_TENSORS or (len(raw) > _MOST_VALUES and raw.count(b",") > _MOST_VALUES + 8 * listed):
         raise Malformed(f"{name}: a header of more than {_MOST_TENSORS:,} tensors, or of absurd shapes")
     try:
         entries = _ENTRIES.decode(raw)

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -379,3 +380,27 @@ def test_a_proxy_sees_nothing_of_what_is_encrypted(
         assert tunnel.asked == [(secure.endpoint.removeprefix("https://"), "Basic dXNlcjpwYXNz")]
     assert secure.seen[0].authorization == f"Bearer {TOKEN}"
     assert "proxy-authorization" not in secure.seen[0].headers
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 60000000\r\n\r\n"])
+def test_a_server_that_drips_is_given_up(head: bytes) -> None:
+    """Every byte comes in time, the whole never would: a head, or a body, of one byte each tenth of a second."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection, suppress(OSError):
+                        connection.recv(4096)
+                        connection.sendall(head)
+                        while True:
+                            connection.sendall(b"x")
+                            time.sleep(0.1)
+
+        threading.Thread(target=drip, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        client = Client(endpoint, timeout=0.2, attempts=2, sleep=lambda _: None)
+        with pytest.raises(Unreachable):
+            client.get(f"{endpoint}/x", limit=100_000_000)
+        client.close()

@@ -575,7 +575,8 @@ def test_looking_into_the_cache_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_the_cache_lies_where_the_platform_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    platformdirs = pytest.importorskip("platformdirs")
+    import platformdirs
+
     assert Path(cache_module.location()).parent == Path(os.environ["WEIGH_HOME"]) / "cache"
     monkeypatch.delenv("WEIGH_HOME")
     for value in (None, "", str(tmp_path)):

@@ -6,6 +6,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -180,3 +181,25 @@ def test_a_damaged_file_gives_a_plain_error_or_a_sound_header(tmp_path: Path, da
         assert "\n" not in str(error)
     else:
         assert all(0 <= row.offset <= row.offset + row.nbytes <= file.size for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1", "F16", "BF16"])
+def test_a_model_that_gguf_quantized_keeps_its_parameters(kind: str, tmp_path: Path) -> None:
+    model = tiny.build("llama")
+    config = model.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        value = tensor.numpy()
+        wanted = gguf.GGMLQuantizationType[kind] if value.ndim > 1 else gguf.GGMLQuantizationType.F32
+        renamed = names.get_name(name, try_suffixes=(".weight",))
+        writer.add_tensor(renamed, gguf.quants.quantize(value, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ledger = open_model(str(tmp_path / "tiny.gguf"))
+    assert ledger.total == tiny.counted(model)
+    assert set(ledger.by_dtype()) == {kind, "F32"}
+    assert "other" not in ledger.by_role()

@@ -182,7 +182,8 @@ def test_a_torchscript_archive_is_read_by_its_attributes(tmp_path: Path) -> None
 
 
 def test_a_torchao_tensor_is_listed_by_its_parts_as_in_safetensors(tmp_path: Path) -> None:
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     net = nn.Sequential(nn.Linear(64, 32, bias=False))
     quantization.quantize_(net, quantization.Int8WeightOnlyConfig(version=2))
     header = read(save(tmp_path / "model.bin", net.state_dict(), zipped=True))

@@ -58,7 +58,8 @@ def test_a_folder_without_training_state_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_trainer_checkpoint_is_read_whole(net: nn.Module, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     optimizer = stepped(net, torch.optim.AdamW(net.parameters(), lr=2e-4, weight_decay=0.05))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     arguments = transformers.TrainingArguments(

@@ -91,13 +91,16 @@ def _answered(connection: http.client.HTTPConnection, deadline: float) -> http.c
     timer.daemon = True
     timer.start()
     try:
-        return connection.getresponse()
+        answer = connection.getresponse()
     except Exception:
         if late.is_set():
             raise TimeoutError from None
         raise
     finally:
         timer.cancel()
+    if late.is_set():  # a head that was cut short can pass for a whole one
+        raise TimeoutError
+    return answer
 
 
 class Connections:

@@ -219,9 +219,13 @@ def _signature(parts: _Parts, architecture: Architecture) -> Signature:
 
 
 def _notes(parts: _Parts) -> list[str]:
+    notes = []
     if parts.choice.kind != "gguf" and not parts.config:
-        return ["no config.json beside it: ties and experts are judged from names alone"]
-    return []
+        notes.append("no config.json beside it: ties and experts are judged from names alone")
+    adapters = len(getattr(parts.repository, "adapters", ()))
+    if adapters:
+        notes.append(f"Ollama applies {adapters} adapter{'s' * (adapters > 1)} to it when it loads: not counted here")
+    return notes
 
 
 def _with_base(parts: _Parts, *, base: str | None, offline: bool) -> Ledger:

@@ -159,6 +159,35 @@ def test_the_hubs_own_total_is_explained_to_the_element(name: str, extras: dict[
     assert said["parameters"]["total"] + said["buffers"]["total"] + said["extras"]["total"] == truth["hub_total"]  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "total", "hub_total"),
+    [
+        (24, 1024, 16, 354_823_168, 379_988_992),
+        (36, 1280, 20, 774_030_080, 811_778_816),
+        (48, 1600, 25, 1_557_611_200, 1_607_942_848),
+    ],
+)
+def test_the_larger_gpt2s_differ_from_the_hubs_total_by_their_masks(
+    layers: int, width: int, heads: int, total: int, hub_total: int, tmp_path: Path
+) -> None:
+    config = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": heads}
+    with torch.device("meta"):
+        model = tf.GPT2Model._from_config(tf.GPT2Config(**config))
+    layout: layouts.Layout = {name: ("F32", tuple(p.shape)) for name, p in model.named_parameters()}
+    layout |= {f"h.{layer}.attn.bias": ("F32", (1, 1, 1024, 1024)) for layer in range(layers)}
+    ledger = open_model(str(layouts.write_folder(tmp_path, layout, config=config)))
+    assert (ledger.total, ledger.total + ledger.buffers) == (total, hub_total)
+
+
+def test_of_kimi_k2s_hub_total_56_elements_a_layer_are_left(tmp_path: Path) -> None:
+    truth = MODELS["moonshotai/Kimi-K2-Instruct"]
+    layout = layouts.deepseek(truth["config"], mtp=False)
+    ledger = open_model(str(layouts.write_folder(tmp_path, layout, config=truth["config"], shards=61)))
+    assert (ledger.total, ledger.buffers) == (truth["total"], truth["persistent_buffers"])
+    assert ledger.extras == {"quantization_scales": 62_495_192}
+    assert truth["hub_total"] - ledger.total - ledger.buffers - 62_495_192 == 56 * 61
+
+
 def test_experts_stored_one_by_one_are_the_experts_stored_stacked(tmp_path: Path) -> None:
     name = "Qwen/Qwen3-30B-A3B-FP8"
     truth = MODELS[name]

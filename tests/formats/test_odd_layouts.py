@@ -237,3 +237,14 @@ def test_nonsense_that_counts_nothing_does_not_refuse_the_count(tmp_path: Path) 
     ledger = _open(tmp_path, layout, **fields)
     assert ledger.total == prod((10, 8))
     assert ledger.architecture.ffn is None
+
+
+def test_a_scale_beside_a_weight_of_plain_floats_is_learned(tmp_path: Path) -> None:
+    layout: layouts.Layout = {
+        "head.weight": ("F32", (8, 4)),
+        "head.scale": ("F32", (8,)),
+        "gate.gain": ("F32", (8,)),
+        "gate.gain_scale": ("F32", (8,)),
+    }
+    ledger = _open(tmp_path, layout)
+    assert (ledger.total, ledger.extras) == (32 + 8 + 8 + 8, {})

@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"\d+")
 _DIGITS = b"0123456789"
 # How the stacks of decoder layers are called: an MTP layer is one more of the same stack.
 _STACKS = ("model.layers.", "layers.", "language_model.model.layers.", "model.language_model.layers.", "blk.")
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_MTP = 64
 _MOST_FAMILIES = 50_000  # real models have tens to a few thousand; names are judged one family at a time
 # DeepSeek's MTP layer stores the model's embedding and head once more.
@@ -148,6 +149,7 @@ def judge(
     beyond = _beyond(architecture)
     patterns = [pattern_of(rows.names[members[0]]) for members in groups]
     leaves = _neighbors(patterns)
+    coded = {p for p, members in zip(patterns, groups, strict=True) if rows.kinds[members[0]].dtype.name not in _PLAIN}
     shapes = _Shapes(rows, groups, patterns)
     stated = metadata.get("buffers")  # a pickled module says which of its tensors are buffers
     known_buffers = frozenset(stated) if isinstance(stated, (list, tuple, set, frozenset)) else frozenset()
@@ -156,7 +158,7 @@ def judge(
         first = rows[members[0]]
         module, _, leaf = pattern.rpartition(".")
         siblings = leaves[module]
-        extra = serves(leaf, siblings)
+        extra = serves(leaf, siblings, frozenset(s for s in siblings if f"{module}.{s}" in coded))
         kind, elements = PARAMETER, numel(first.shape)
         if extra is None:
             bits, groups_of = architecture.packing_of(first.name.rpartition(".")[0])

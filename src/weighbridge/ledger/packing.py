@@ -43,6 +43,8 @@ _SERVANTS = {
     ),
 }
 _EXTRA_OF = {leaf: extra for extra, leaves in _SERVANTS.items() for leaf in leaves.split()}
+# Words that other modules use for parameters of theirs.
+_COMMON = frozenset({"scale", "scales", "zero", "zeros", "zero_point", "biases", "shape", "axis", "packing", "perm"})
 _KV_LEAVES = frozenset({f"{what}_scale" for what in ("k", "v", "kv", "q", "prob", "prob_output")})
 _KV_LEAVES |= {f"{what}_zero_point" for what in ("k", "v", "q")}
 _SUFFIXES = (
@@ -62,17 +64,21 @@ _REFUSED_FORMATS = ("compressed-tensors marlin", "compressed-tensors sparse", "q
 Sibling = Callable[[str], tuple[int, ...] | None]
 
 
-def serves(leaf: str, siblings: frozenset[str]) -> str | None:
-    """The extra that a tensor called `leaf` is, given the leaves stored in the same module; None when it is none."""
+def serves(leaf: str, siblings: frozenset[str], coded: frozenset[str]) -> str | None:
+    """The extra that a tensor called `leaf` is, None when it is none.
+
+    `siblings` are the leaves stored in the same module, `coded` those of them that are no plain floats: beside a weight
+    of plain floats a `scale` is learned.
+    """
     if leaf in _KV_LEAVES:
         return KV_CACHE
     extra = _EXTRA_OF.get(leaf)
     if extra is not None and (extra is ACTIVATION or siblings & _CODES or leaf.startswith("bitsandbytes__")):
-        return None if leaf == "scale" and not siblings & {"weight", "W_q"} else extra
+        return None if leaf in _COMMON and not coded - {leaf} else extra
     # Fused experts carry the suffix on the parameter's own name: gate_up_proj beside gate_up_proj_scale_inv.
     for suffix, suffix_extra in _SUFFIXES:
         stem = leaf.removesuffix(suffix)
-        if stem != leaf and (stem in siblings or f"{stem}_blocks" in siblings):
+        if stem != leaf and (stem in coded or f"{stem}_blocks" in coded):
             return suffix_extra
     return None
 

@@ -7,7 +7,7 @@ elements) follows from its family, so it is decided sixty times, not ninety thou
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -99,18 +99,19 @@ def group(rows: Rows, architecture: Architecture) -> list[list[int]]:
     """
     names = rows.names
     # All names at once: joined, stripped of digits, split again. One by one takes three times as long.
-    joined = "\n" + "\n".join(names)
-    bare = joined.encode("utf-8", "surrogatepass").translate(None, _DIGITS).split(b"\n")[1:]
+    bare = "\n".join(names).encode("utf-8", "surrogatepass").translate(None, _DIGITS).split(b"\n")
     if len(bare) != len(names):  # a name with a line break in it, or no rows
         bare = [name.encode("utf-8", "surrogatepass").translate(None, _DIGITS) for name in names]
-    groups: defaultdict[object, list[int]] = defaultdict(list)
+    groups: defaultdict[tuple[bytes, int], list[int]] = defaultdict(list)
     # Equal kinds are one object, and comparing objects beats comparing shapes.
     for at, key in enumerate(zip(bare, map(id, rows.kinds), strict=True)):
         groups[key].append(at)
-    beyond = tuple(prefix for prefix in _beyond(architecture) if f"\n{prefix}" in joined)
-    if not beyond:
+    beyond = _beyond(
+        architecture, {stack for stack in _STACKS if any(key[0].startswith(_bare(stack)) for key in groups)}
+    )
+    apart = {at for at, name in enumerate(names) if name.startswith(beyond)} if beyond else ()
+    if not apart:
         return list(groups.values())
-    apart = {at for at, name in enumerate(names) if name.startswith(beyond)}
     parted = []
     for members in groups.values():
         if apart.isdisjoint(members):
@@ -121,13 +122,18 @@ def group(rows: Rows, architecture: Architecture) -> list[list[int]]:
     return parted
 
 
-def _beyond(architecture: Architecture) -> tuple[str, ...]:
-    """Prefixes of layers that lie beyond the model's own."""
+def _bare(stack: str) -> bytes:
+    """How a name of that stack begins without its digits: "model.layers." + "61" + "." and so on."""
+    return f"{stack}.".encode()
+
+
+def _beyond(architecture: Architecture, stacks: Iterable[str] = _STACKS) -> tuple[str, ...]:
+    """Prefixes of the stacks' layers that lie beyond the model's own."""
     if not architecture.mtp_layers or architecture.layers is None:
         return ()
     # DeepSeek-V3 has one, others a few; a forged config may have billions.
     last = architecture.layers + min(architecture.mtp_layers, _MOST_MTP)
-    return tuple(f"{stack}{layer}." for stack in _STACKS for layer in range(architecture.layers, last))
+    return tuple(f"{stack}{layer}." for stack in stacks for layer in range(architecture.layers, last))
 
 
 def judge(

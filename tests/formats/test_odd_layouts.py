@@ -248,3 +248,29 @@ def test_a_scale_beside_a_weight_of_plain_floats_is_learned(tmp_path: Path) -> N
     }
     ledger = _open(tmp_path, layout)
     assert (ledger.total, ledger.extras) == (32 + 8 + 8 + 8, {})
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        '{"_type": "Int4Tensor", "_data": {"shape": [1000000, 1000000]}}',
+        '{"_type": "Int4Tensor", "_data": {"shape": ["a", {}]}}',
+        '{"_type": "Int4Tensor", "_data": {"shape": [-8, -8]}}',
+        '{"_type": "Brand8", "_data": 3}',
+        "[" * 50_000,
+        "[]",
+        "nonsense",
+    ],
+)
+def test_a_torchao_header_is_not_believed_against_the_bytes(described: str, tmp_path: Path) -> None:
+    layout: layouts.Layout = {"l._weight_qdata": ("I8", (8, 4)), "l._weight_scale": ("F32", (8, 1))}
+    layouts.write_file(tmp_path / "m.safetensors", layout, metadata={"l.weight": described})
+    with pytest.raises(Unknown):
+        _ = open_model(str(tmp_path / "m.safetensors")).total
+
+
+def test_a_torchao_header_that_fits_the_bytes_is_believed(tmp_path: Path) -> None:
+    layout: layouts.Layout = {"l._weight_qdata": ("I8", (8, 4)), "l._weight_scale": ("F32", (8, 1))}
+    described = '{"_type": "Int4Tensor", "_data": {"shape": [8, 8]}}'
+    layouts.write_file(tmp_path / "m.safetensors", layout, metadata={"l.weight": described})
+    assert open_model(str(tmp_path / "m.safetensors")).total == 64

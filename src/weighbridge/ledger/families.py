@@ -1,6 +1,6 @@
 """Tensors alike but for the numbers in their names, judged once for all.
 
-DeepSeek-V3 has 90,427 tensors and some sixty families. What a tensor is (role, parameter or buffer or extra, how many
+DeepSeek-V3 has 91,991 tensors and some sixty families. What a tensor is (role, parameter or buffer or extra, how many
 elements) follows from its family, so it is decided sixty times, not ninety thousand.
 """
 

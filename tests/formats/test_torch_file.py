@@ -156,7 +156,7 @@ def test_a_whole_module_gives_the_names_of_its_state_dict(zipped: bool, tmp_path
     header = read(save(tmp_path / "net.pth", net, zipped=zipped))
     holds(tmp_path / "net.pth", header, net.state_dict())
     assert header.aliases == {"out.weight": "embed.weight"}
-    assert set(header.metadata["buffers"]) == {n for n, _ in net.named_buffers()} - {"dropped"}
+    assert set(header.stated.kinds) == {n for n, _ in net.named_buffers()} - {"dropped"}
 
 
 def test_a_wrapped_module_keeps_its_prefix(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from weighbridge.ledger import Row
+from weighbridge.ledger import Row, Stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """The tensors of one file, in the order it lists them.
 
-    `aliases` are names that the file itself shows to be one tensor: {copy: original}, both among the rows.
+    `aliases` are names that the file itself shows to be one tensor: {copy: original}, both among the rows. `stated` is
+    what the format says of them beyond dtype and shape.
     """
 
     rows: Sequence[Row]
     metadata: Mapping[str, object] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    stated: Stated = field(default_factory=Stated)
+    notes: Sequence[str] = ()

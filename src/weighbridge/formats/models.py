@@ -13,7 +13,7 @@ from weighbridge.formats.folder import LocalFolder, Repository, read_small
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
 from weighbridge.formats.plain_json import parse_json
-from weighbridge.ledger import Architecture, File, Ledger, Rows, Signature, Source
+from weighbridge.ledger import Architecture, File, Ledger, Rows, Signature, Source, Stated
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, WeighError
 
 Progress = Callable[[int, int], None]
@@ -200,7 +200,8 @@ def _ledger(parts: _Parts) -> Ledger:
         metadata=parts.header.metadata,
         aliases=parts.header.aliases,
         signature=_signature(parts, architecture),
-        notes=_notes(parts),
+        notes=[*_notes(parts), *parts.header.notes],
+        stated=parts.header.stated,
     )
 
 
@@ -244,6 +245,7 @@ def _with_base(parts: _Parts, *, base: str | None, offline: bool) -> Ledger:
             adapter_files=range(len(parts.files)),
             signature=Signature(base_model=(name or "unknown-base").lower(), adapter=adapter.lower()),
             notes=[f"the base {name or 'is not named and'} {why}: only the adapter's own tensors are counted"],
+            stated=parts.header.stated,
         )
     first = len(under.source.files)
     return Ledger(
@@ -256,6 +258,7 @@ def _with_base(parts: _Parts, *, base: str | None, offline: bool) -> Ledger:
         adapter_files=range(first, first + len(parts.files)),
         signature=replace(under.signature, adapter=adapter.lower()),
         notes=[f"base: {under.source.location}", *under.notes],
+        stated=Stated.joined([under.stated, parts.header.stated]),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from weighbridge.formats.header import Header
-from weighbridge.ledger import Rows
+from weighbridge.ledger import Rows, Stated
 from weighbridge.ledger.errors import Malformed, NotFound
 
 LARGEST_INDEX = 64_000_000  # Kimi-K2, with 140,000 tensors, takes 13 MB
@@ -75,7 +75,8 @@ def join(headers: Sequence[tuple[str, Header]], weight_map: Mapping[str, str] | 
     for _, header in headers:
         metadata = {**header.metadata, **metadata}
         aliases |= header.aliases
-    return Header(rows=rows, metadata=metadata, aliases=aliases)
+    stated = Stated.joined([header.stated for _, header in headers])
+    return Header(rows=rows, metadata=metadata, aliases=aliases, stated=stated)
 
 
 def _refuse_shared_names(rows: Rows) -> None:

@@ -13,7 +13,7 @@ from weighbridge.formats.inert import Meter, Record
 from weighbridge.formats.torch_containers import Opened, Places, guarded, open_file
 from weighbridge.formats.torch_contents import Contents, Named, children, sort_out
 from weighbridge.formats.torch_names import StoredTensor, names, width
-from weighbridge.ledger import DTYPES, File, Row
+from weighbridge.ledger import DTYPES, File, Row, Stated
 from weighbridge.ledger.errors import Malformed, NotFound, Truncated, Unknown
 
 _MOST_ELEMENTS = 1 << 62
@@ -39,7 +39,7 @@ def read(file: File, *, index: int = 0) -> Header:
 
     Only the pickle and the directory are read, in two or three requests for a file behind HTTP. Offsets point to a
     tensor's first element and `nbytes` is its elements times their width. Metadata: "strides" has {name: strides in
-    elements} of tensors that are not contiguous, "buffers" the names that a pickled module keeps as buffers, and the
+    elements} of tensors that are not contiguous, and the
     name of each torchao tensor the form in which its parts are listed.
 
     Raises:
@@ -121,8 +121,8 @@ class _Opened:
 
     def header(self, index: int) -> Header:
         header = self.rows(self.contents.model, index)
-        buffers = {"buffers": self.contents.buffers} if self.contents.buffers else {}
-        return Header(rows=header.rows, metadata=buffers | dict(header.metadata), aliases=header.aliases)
+        stated = Stated(kinds=dict.fromkeys(self.contents.buffers, "buffer"))
+        return Header(rows=header.rows, metadata=header.metadata, aliases=header.aliases, stated=stated)
 
     def rows(self, named: list[Named], index: int) -> Header:
         return self.guard(lambda: self._rows(named, index))

@@ -5,6 +5,7 @@ from weighbridge.ledger.dtype import DTYPES, GGML_TYPES, DType, dtype
 from weighbridge.ledger.ledger import Ledger
 from weighbridge.ledger.signature import Signature
 from weighbridge.ledger.source import File, Source, read_exactly
+from weighbridge.ledger.stated import Stated
 from weighbridge.ledger.tensor import ROLES, Kind, Row, Rows, Tensor, kind_of, numel
 from weighbridge.ledger.units import Bytes, Count
 
@@ -23,6 +24,7 @@ __all__ = [
     "Rows",
     "Signature",
     "Source",
+    "Stated",
     "Tensor",
     "dtype",
     "kind_of",

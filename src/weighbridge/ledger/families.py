@@ -18,6 +18,7 @@ from weighbridge.ledger.dtype import DType
 from weighbridge.ledger.errors import Refused, Unknown
 from weighbridge.ledger.packing import elements_in, serves
 from weighbridge.ledger.roles import role_of
+from weighbridge.ledger.stated import NOTHING, Stated
 from weighbridge.ledger.tensor import Row, Rows, numel
 
 PARAMETER, BUFFER, EXTRA = "parameter", "buffer", "extra"
@@ -52,6 +53,7 @@ class Family:
     elements: int
     bias: bool
     adapter: bool
+    trainable: bool
     source: Rows
     index: Sequence[int]  # which of the source's rows
 
@@ -92,8 +94,8 @@ def pattern_of(name: str) -> str:
     return _NUMBER.sub("#", name)
 
 
-def group(rows: Rows, architecture: Architecture) -> list[list[int]]:
-    """Places of rows alike in name without digits, dtype and shape.
+def group(rows: Rows, architecture: Architecture, stated: Stated = NOTHING) -> list[list[int]]:
+    """Places of rows alike in name without digits, dtype and shape, and in what is stated of them.
 
     MTP layers stand apart, which differ from the others by number alone.
     """
@@ -102,10 +104,10 @@ def group(rows: Rows, architecture: Architecture) -> list[list[int]]:
     bare = "\n".join(names).encode("utf-8", "surrogatepass").translate(None, _DIGITS).split(b"\n")
     if len(bare) != len(names):  # a name with a line break in it, or no rows
         bare = [name.encode("utf-8", "surrogatepass").translate(None, _DIGITS) for name in names]
-    groups: defaultdict[tuple[bytes, int], list[int]] = defaultdict(list)
+    groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     # Equal kinds are one object, and comparing objects beats comparing shapes.
     for at, key in enumerate(zip(bare, map(id, rows.kinds), strict=True)):
-        groups[key].append(at)
+        groups[key if stated.empty else (*key, *stated.of(names[at]))].append(at)
     beyond = _beyond(
         architecture, {stack for stack in _STACKS if any(key[0].startswith(_bare(stack)) for key in groups)}
     )
@@ -142,6 +144,7 @@ def judge(
     architecture: Architecture,
     metadata: Mapping[str, object],
     adapter_files: frozenset[int],
+    stated: Stated = NOTHING,
 ) -> list[Family]:
     """All families of a model, each with its verdict.
 
@@ -149,7 +152,7 @@ def judge(
         Unknown: packed weights whose number of elements cannot be told.
 
     """
-    groups = group(rows, architecture)
+    groups = group(rows, architecture, stated)
     if len(groups) > _MOST_FAMILIES:
         raise Refused(f"{len(groups):,} kinds of tensors, more than any model has", fix="do not trust this file")
     beyond = _beyond(architecture)
@@ -157,16 +160,19 @@ def judge(
     leaves = _neighbors(patterns)
     coded = {p for p, members in zip(patterns, groups, strict=True) if rows.kinds[members[0]].dtype.name not in _PLAIN}
     shapes = _Shapes(rows, groups, patterns)
-    stated = metadata.get("buffers")  # a pickled module says which of its tensors are buffers
-    known_buffers = frozenset(stated) if isinstance(stated, (list, tuple, set, frozenset)) else frozenset()
     families = []
     for pattern, members in zip(patterns, groups, strict=True):
         first = rows[members[0]]
         module, _, leaf = pattern.rpartition(".")
         siblings = leaves[module]
-        extra = serves(leaf, siblings, frozenset(s for s in siblings if f"{module}.{s}" in coded))
+        known_kind, known_role, known_elements, frozen = stated.of(first.name)
         kind, elements = PARAMETER, numel(first.shape)
-        if extra is None:
+        if known_kind is not None:
+            extra = None if known_kind in (PARAMETER, BUFFER) else known_kind
+            kind = BUFFER if known_kind == BUFFER else PARAMETER
+        else:
+            extra = serves(leaf, siblings, frozenset(s for s in siblings if f"{module}.{s}" in coded))
+        if extra is None and known_kind is None:
             bits, groups_of = architecture.packing_of(first.name.rpartition(".")[0])
             described = metadata.get(f"{first.name.rpartition('.')[0]}.weight") if "qdata" in leaf else None
             unpacked = elements_in(
@@ -185,7 +191,7 @@ def judge(
             elif is_unknown_code(leaf, first, architecture.quantization):
                 method = architecture.quantization or "an unknown method"
                 raise Unknown(f"{pattern!r} of dtype {first.dtype}, packed by {method}")
-            elif first.name in known_buffers or is_buffer(module, leaf, first, siblings, architecture.model_type):
+            elif is_buffer(module, leaf, first, siblings, architecture.model_type):
                 kind = BUFFER
             if (beyond and first.name.startswith(beyond)) or _is_mtp(pattern):
                 extra = MTP_COPIES if first.name.endswith(_MTP_COPY) else MTP
@@ -196,12 +202,16 @@ def judge(
                 pattern=pattern,
                 dtype=first.dtype,
                 shape=first.shape,
-                role=role_of(pattern, first.shape),
+                role=known_role or role_of(pattern, first.shape),
                 kind=kind,
                 extra=extra,
-                elements=elements,
+                elements=elements if known_elements is None else known_elements,
                 bias=leaf == "bias" or leaf.endswith(("_bias", ".bias")) or leaf.startswith("bias_"),
                 adapter=first.file in adapter_files,
+                trainable=kind == PARAMETER
+                and not frozen
+                and first.dtype.kind in ("float", "complex")
+                and (first.file in adapter_files or not adapter_files),
                 source=rows,
                 index=members,
             )

@@ -11,6 +11,7 @@ from weighbridge.ledger.errors import Unknown
 from weighbridge.ledger.families import BUFFER, EXTRA, PARAMETER, TIED_COPIES, Family, judge
 from weighbridge.ledger.signature import Signature
 from weighbridge.ledger.source import Source
+from weighbridge.ledger.stated import NOTHING, Stated
 from weighbridge.ledger.tensor import ROLES, Row, Rows, Tensor, numel
 from weighbridge.ledger.ties import declared, resolve
 from weighbridge.ledger.units import Bytes, Count
@@ -45,8 +46,11 @@ class Ledger:
         adapter_files: Iterable[int] = (),
         signature: Signature | None = None,
         notes: Sequence[str] = (),
+        stated: Stated = NOTHING,
     ) -> None:
-        """`aliases` are ties that the file itself shows; `adapter_files` index the files that hold an adapter."""
+        """`aliases` are ties that the file itself shows; `adapter_files` index the files that hold an adapter;
+        `stated` is what the format says of tensors by itself.
+        """
         self.source = source
         self.format = format
         self.rows = Rows.of(rows)
@@ -55,6 +59,7 @@ class Ledger:
         self.notes = tuple(notes)
         self.signature = signature or Signature(base_model=source.location)
         self.adapter_files = frozenset(adapter_files)
+        self.stated = stated
         self._aliases = aliases or {}
 
     @property
@@ -72,6 +77,7 @@ class Ledger:
             metadata=self.metadata,
             aliases={copy: original for copy, original in self._aliases.items() if copy in names},
             signature=replace(self.signature, adapter=None),
+            stated=self.stated,
         )
 
     def __len__(self) -> int:
@@ -87,7 +93,11 @@ class Ledger:
 
         """
         families = judge(
-            self.rows, architecture=self.architecture, metadata=self.metadata, adapter_files=self.adapter_files
+            self.rows,
+            architecture=self.architecture,
+            metadata=self.metadata,
+            adapter_files=self.adapter_files,
+            stated=self.stated,
         )
         self._ties = resolve(self._aliases, declared(families, self.architecture))
         if not self._ties:
@@ -191,11 +201,10 @@ class Ledger:
 
     @cached_property
     def trainable(self) -> Count:
-        """Parameters that training updates: an adapter's own where there is one, else all stored as plain floats."""
-        families = self.parameters
-        if self.adapter_files:
-            families = [family for family in families if family.adapter]
-        return Count(sum(family.total for family in families if family.dtype.kind in ("float", "complex")))
+        """Parameters that training updates: an adapter's own where there is one, else all stored as plain floats and not
+        stated to be frozen.
+        """
+        return Count(sum(family.total for family in self.parameters if family.trainable))
 
     @cached_property
     def biases(self) -> Count:
@@ -279,9 +288,7 @@ class Ledger:
                     layer=int(layer[1]) if layer else None,
                     expert=int(expert[1]) if expert and family.role == "expert" else None,
                     bias=family.bias,
-                    trainable=family.kind == PARAMETER
-                    and family.dtype.kind in ("float", "complex")
-                    and (family.adapter or not self.adapter_files),
+                    trainable=family.trainable,
                     tied_to=self._ties.get(row.name),
                     file=row.file,
                     offset=row.offset,

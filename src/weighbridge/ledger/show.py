@@ -142,7 +142,7 @@ def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -
                 "trainable": t.trainable,
                 "tied_to": t.tied_to,
                 "bytes": t.nbytes,
-                "file": ledger.source.files[t.file].name,
+                "file": ledger.source.files[t.file].name if t.file < len(ledger.source.files) else None,
                 "offset": t.offset,
             }
             for t in ledger.tensors
@@ -174,7 +174,8 @@ def _or_unknown(value: Callable[[], int]) -> str:
 
 def _extent(ledger: Ledger) -> str:
     files = len(ledger.source.files)
-    return f"{ledger.format}, {len(ledger):,} tensors in {files:,} file{'s' * (files != 1)}, {ledger.nbytes.human()}"
+    where = f" in {files:,} file{'s' * (files != 1)}" if files else ""
+    return f"{ledger.format}, {len(ledger):,} tensors{where}, {ledger.nbytes.human()}"
 
 
 def _headline(ledger: Ledger) -> Table:
@@ -229,7 +230,7 @@ def _buffers(ledger: Ledger) -> list[Block]:
 def _extras(ledger: Ledger) -> list[Block]:
     if not ledger.extras:
         return []
-    rows = [(name.replace("_", " "), f"{count:,}", _EXTRAS[name]) for name, count in ledger.extras.items()]
+    rows = [(name.replace("_", " "), f"{count:,}", _EXTRAS.get(name, "")) for name, count in ledger.extras.items()]
     table = Table(columns=("extras", ">elements", ""), rows=rows)
     return [table, Line(text=_reconciliation(ledger), faint=True)]
 

@@ -1,0 +1,315 @@
+"""Runs a blueprint on a config: tensors with names and shapes, buffers, ties, and what each layer mixes tokens with."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weighbridge.formats.blueprints import library
+from weighbridge.formats.blueprints.expressions import bind
+from weighbridge.formats.blueprints.language import Call, Expr, Part, Statement, pieces
+from weighbridge.formats.blueprints.settings import Settings
+from weighbridge.ledger.errors import Malformed, Refused, Unknown
+
+_MOST_TENSORS = 200_000
+_MOST_STEPS = 3_000_000
+_LARGEST = 1 << 40  # of one dimension
+_DEEPEST = 60
+_INDEX = re.compile(r"\.\d+(?=\.|$)")
+
+
+class NotCovered(Unknown):
+    """A config that the blueprint does not speak for: a choice it does not know, a field nobody states."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Built:
+    """What a model of that config holds. Names as the framework gives them, shapes row-major."""
+
+    model_type: str
+    class_name: str
+    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    buffers: dict[str, tuple[tuple[int, ...], str | None]] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+    mixers: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)  # (layer, kind, facts)
+    routers: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+
+
+def build(config: Mapping[str, Any], *, model_type: str, class_name: str | None = None) -> Built:
+    """The model of a config; `class_name` is the one wanted, by default the type's usual one.
+
+    Raises:
+        NotCovered: no blueprint knows the type, the class, or a choice that the config makes.
+        Malformed: a field of the wrong kind, with its name.
+    """
+    family = library.family_of(model_type)
+    if family is None:
+        raise NotCovered(f"no blueprint knows the model type {model_type!r}")
+    settings = Settings(config, model_type=model_type, derive=_derive)
+    name, part = family.class_part(model_type, class_name)
+    if part is None:
+        raise NotCovered(f"the blueprint of {model_type} knows no class {name!r}")
+    built = Built(model_type=model_type, class_name=name)
+    _Builder(built).part(part, family, settings, {}, "", depth=0)
+    built.ties = _resolved(built)
+    return built
+
+
+def _resolved(built: Built) -> dict[str, str]:
+    """Ties followed to their ends; copies leave the tensors."""
+    ends: dict[str, str] = {}
+    for copy, original in built.ties.items():
+        seen = {copy}
+        while original in built.ties and original not in seen:
+            seen.add(original)
+            original = built.ties[original]
+        if original not in built.tensors:
+            raise Malformed(f"{copy} is tied to {original}, which the model does not have")
+        ends[copy] = original
+    for copy in ends:
+        built.tensors.pop(copy, None)
+    return ends
+
+
+class _Scope:
+    """Names of one part: its parameters and lets, then the config's fields."""
+
+    __slots__ = ("names", "settings")
+
+    def __init__(self, names: dict[str, Any], settings: Settings) -> None:
+        self.names, self.settings = names, settings
+
+    def read(self, name: str, /) -> Any:
+        return self.names[name] if name in self.names else self.settings.read(name)
+
+
+def _derive(settings: Settings) -> None:
+    """Runs what the blueprint of a config's type says of its fields."""
+    family = library.family_of(settings.model_type)
+    if family is None:
+        return
+    scope = _Scope({}, settings)
+    kind = family.types.get(settings.model_type)
+    for statement in kind.body if kind else ():
+        _derive_one(statement, scope)
+
+
+def _derive_one(statement: Statement, scope: _Scope) -> None:
+    settings = scope.settings
+    if statement.kind == "sub":
+        settings.sub(statement.name, str(statement.dtype))
+    elif statement.kind == "if":
+        for inner in statement.body if _compute(statement.expressions[0], scope) else statement.otherwise:
+            _derive_one(inner, scope)
+    elif statement.kind == "require":
+        _require(statement, scope)
+    elif statement.kind == "let":
+        scope.names[statement.name] = _compute(statement.expressions[0], scope)
+    elif statement.kind == "set":
+        owner, _, name = statement.name.rpartition(".")
+        target = settings
+        for step in owner.split(".") if owner else ():
+            target = target.read(step)
+        if not isinstance(target, Settings):
+            return  # a sub-config that is not there
+        if statement.only_null and target.has(name) and target.read(name) is not None:
+            return
+        target.set(name, _compute(statement.expressions[0], scope))
+
+
+def _compute(expression: Expr, scope: _Scope) -> Any:
+    """The value; what is wrong with it is told with the fields that it hangs on."""
+    try:
+        return expression.compute(scope)
+    except NotCovered:
+        raise
+    except Unknown as error:
+        raise NotCovered(error.what) from None
+    except Malformed as error:
+        raise _named(error.what, expression, scope) from None
+    except (TypeError, ValueError, KeyError, OverflowError, ZeroDivisionError) as error:
+        raise _named(str(error), expression, scope) from None
+
+
+class _Unnamed(Malformed):
+    """A value that is wrong, and came in through a part's parameters: whoever gave it knows the field."""
+
+
+def _named(what: str, expression: Expr, scope: _Scope) -> Malformed:
+    """The error with the fields that the expression reads, and their values."""
+    values = _fields(expression, scope)
+    return Malformed(f"{what}; {', '.join(values)}") if values else _Unnamed(what)
+
+
+def _fields(expression: Expr, scope: _Scope) -> list[str]:
+    values = []
+    for name in expression.names:
+        if name in scope.names or not scope.settings.has(name):
+            continue
+        value = scope.read(name)
+        if not isinstance(value, (Mapping, list)):
+            values.append(f"{scope.settings.path(name)} is {'null' if value is None else repr(value)[:40]}")
+    return values
+
+
+def _require(statement: Statement, scope: _Scope) -> None:
+    if statement.when is not None and not _compute(statement.when, scope):
+        return
+    expression = statement.expressions[0]
+    if not _compute(expression, scope):
+        told = ", ".join(_fields(expression, scope)) or expression.text
+        raise NotCovered(f"a choice that the blueprint does not know: {told}")
+
+
+class _Builder:
+    def __init__(self, built: Built) -> None:
+        self.built = built
+        self.steps = 0
+
+    def part(
+        self, part: Part, family: library.Family, settings: Settings, arguments: dict[str, Any], prefix: str, *, depth: int
+    ) -> None:
+        """Adds what a part holds, below `prefix`."""
+        if depth > _DEEPEST:
+            raise Malformed(f"parts nested {depth} deep at {prefix}")
+        scope = _Scope(arguments, settings)
+        for name, default in part.parameters:
+            if name not in arguments:
+                if default is None:
+                    raise Malformed(f"{part.name} needs {name}")
+                arguments[name] = _compute(default, scope)
+        self.body(part.body, family, scope, prefix, depth)
+
+    def body(
+        self, statements: tuple[Statement, ...], family: library.Family, scope: _Scope, prefix: str, depth: int
+    ) -> None:
+        for statement in statements:
+            self.steps += 1
+            if self.steps > _MOST_STEPS:
+                raise Refused("a model of more parts than any has", fix="look at its counts of layers and experts")
+            if statement.when is not None and statement.kind != "require" and not _compute(statement.when, scope):
+                continue
+            getattr(self, f"_{statement.kind}")(statement, family, scope, prefix, depth)
+
+    # Statements ------------------------------------------------------------------------------------------------------
+
+    def _tensor(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        name = prefix + self._name(statement.name, scope)
+        if name in self.built.tensors:
+            raise Malformed(f"{name} twice")
+        if len(self.built.tensors) >= _MOST_TENSORS:
+            raise Refused(
+                f"more than {_MOST_TENSORS:,} tensors at {name}", fix="look at the config's counts of layers and experts"
+            )
+        self.built.tensors[name] = self._shape(statement.expressions[0], scope, name)
+
+    def _buffer(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        name = prefix + self._name(statement.name, scope)
+        self.built.buffers[name] = (self._shape(statement.expressions[0], scope, name), statement.dtype)
+
+    def _module(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        below = f"{prefix}{self._name(statement.name, scope)}."
+        if statement.call is not None:
+            self.call(statement.call, family, scope, below, depth)
+        self.body(statement.body, family, scope, below, depth)
+
+    def _include(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        assert statement.call is not None
+        self.call(statement.call, family, scope, prefix, depth)
+
+    def _loop(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        names = list(statement.variables)
+        values = _compute(statement.expressions[0], scope)
+        if not isinstance(values, (list, tuple, range)):
+            raise _named("no list", statement.expressions[0], scope)
+        for value in values:
+            scope.names |= bind(names, value)
+            self.body(statement.body, family, scope, prefix, depth)
+
+    def _if(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        chosen = statement.body if _compute(statement.expressions[0], scope) else statement.otherwise
+        self.body(chosen, family, scope, prefix, depth)
+
+    def _let(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        scope.names[statement.name] = _compute(statement.expressions[0], scope)
+
+    def _require(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        _require(statement, scope)
+
+    def _tie(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        copy = prefix + self._name(statement.name, scope)
+        original = prefix + self._name(str(statement.dtype), scope)
+        if copy != original:
+            self.built.ties[copy] = original
+
+    def _attends(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        assert statement.call is not None
+        self.built.mixers.append((_layer(prefix), statement.call.part, self._facts(statement.call, scope)))
+
+    def _routes(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        assert statement.call is not None
+        self.built.routers.append((_layer(prefix), self._facts(statement.call, scope)))
+
+    # What they are made of -------------------------------------------------------------------------------------------
+
+    def call(self, call: Call, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        """Builds a part with its arguments. `auto(config)` is the base model of that config's own type."""
+        settings = scope.settings
+        positional = [_compute(argument, scope) for argument in call.positional]
+        named = {name: _compute(argument, scope) for name, argument in call.named}
+        if call.part == "auto":
+            inner = positional[0]
+            if not isinstance(inner, Settings):
+                raise Malformed(f"no config for {prefix.rstrip('.')}")
+            other = library.family_of(inner.model_type)
+            if other is None:
+                raise NotCovered(f"no blueprint knows the model type {inner.model_type!r} of {inner.where}")
+            part = other.auto_part(inner.model_type, positional[1] if len(positional) > 1 else None)
+            if part is None:
+                raise NotCovered(f"the blueprint of {inner.model_type} has no such model for {inner.where}")
+            self.part(part, other, inner, named, prefix, depth=depth + 1)
+            return
+        if call.config is not None:
+            settings = _compute(call.config, scope)
+            if not isinstance(settings, Settings):
+                raise Malformed(f"no config for {prefix.rstrip('.')}: {call.config.text} is null")
+        found = family.part(call.part)
+        if found is None:
+            raise Malformed(f"no part is called {call.part}")
+        names = [name for name, _ in found.parameters]
+        if len(positional) > len(names) or not named.keys() <= set(names):
+            raise Malformed(f"{call.part} takes {', '.join(names)}")
+        arguments = dict(zip(names, positional, strict=False)) | named
+        try:
+            self.part(found, family, settings, arguments, prefix, depth=depth + 1)
+        except _Unnamed as error:
+            given = [*call.positional, *(value for _, value in call.named)]
+            values = list(dict.fromkeys(value for argument in given for value in _fields(argument, scope)))
+            if not values:
+                raise
+            raise Malformed(f"{error.what}; {', '.join(values)}") from None
+
+    def _name(self, name: str, scope: _Scope) -> str:
+        if "{" not in name:
+            return name
+        return "".join(part if isinstance(part, str) else str(_compute(part, scope)) for part in pieces(name))
+
+    def _facts(self, call: Call, scope: _Scope) -> dict[str, Any]:
+        return {name: _compute(value, scope) for name, value in call.named}
+
+    def _shape(self, expression: Expr, scope: _Scope, name: str) -> tuple[int, ...]:
+        shape = tuple(_compute(expression, scope))
+        for size in shape:
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _LARGEST:
+                said = "null" if size is None else repr(size)[:40]
+                raise _named(f"{name} would have a dimension of {said}", expression, scope)
+        return shape
+
+
+def _layer(prefix: str) -> str:
+    """The numbered module that a prefix lies in: `model.layers.0` of `model.layers.0.self_attn.`."""
+    path = prefix.rstrip(".")
+    last = None
+    for match in _INDEX.finditer(f".{path}"):
+        last = match.end() - 1
+    return path if last is None else path[:last]

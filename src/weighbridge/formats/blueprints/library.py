@@ -1,0 +1,102 @@
+"""Where the blueprints lie, and which one speaks for a model type."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from weighbridge.formats.blueprints.language import Blueprint, Part, Type, parse
+
+FOLDER = Path(__file__).parent / "families"
+STANDARD = "standard"  # the parts that every family may use
+_TYPES = re.compile(r"^type (.+?) as ", re.MULTILINE)
+
+
+class Family:
+    """A blueprint with those it uses. A part is looked up here first, then where this file's `use` points, then among
+    the standard ones: a family overrides single parts of another, as a subclass does."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.blueprint = blueprint
+        self.types = blueprint.types
+        self.line = _line(blueprint)
+
+    def part(self, name: str) -> Part | None:
+        """The part of that name."""
+        return next((one.parts[name] for one in self.line if name in one.parts), None)
+
+    def class_part(self, model_type: str, class_name: str | None) -> tuple[str, Part | None]:
+        """(name, part) of a class of that model type; of the usual one when none is named."""
+        kind = self.types[model_type]
+        if class_name is None:
+            usual = kind.usual or next((end for end in ("ForCausalLM",) if self.part(end)), kind.base)
+            return kind.prefix + usual, self.part(usual)
+        alias = next((s.dtype for s in kind.body if s.kind == "alias" and s.name == class_name), None)
+        if alias is not None:
+            return class_name, self.part(alias)
+        if class_name.startswith(kind.prefix):
+            return class_name, self.part(class_name.removeprefix(kind.prefix))
+        return class_name, None
+
+    def auto_part(self, model_type: str, end: str | None) -> Part | None:
+        """The base model of that type, or its class with that ending."""
+        return self.part(end or self.types[model_type].base)
+
+    def classes(self, model_type: str) -> list[str]:
+        """The classes that the blueprint knows of a type, most usual first."""
+        kind = self.types[model_type]
+        ends = dict.fromkeys([name for one in self.line for name in one.parts if name.startswith("For") or name.endswith("Model")])
+        return [kind.prefix + end for end in ends]
+
+
+def _line(blueprint: Blueprint) -> list[Blueprint]:
+    found = [blueprint]
+    for used in blueprint.uses:
+        found += [one for one in _line(_parsed(used)) if one not in found]
+    return found if blueprint.name == STANDARD else [*(one for one in found if one.name != STANDARD), _parsed(STANDARD)]
+
+
+@lru_cache(maxsize=None)
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.blueprint").read_text("utf-8")
+
+
+@lru_cache(maxsize=None)
+def _parsed(name: str) -> Blueprint:
+    return parse(_text(name), name)
+
+
+@lru_cache(maxsize=1)
+def _files() -> dict[str, str]:
+    """{model type: file}, from the `type` lines alone."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.blueprint")):
+        for names in _TYPES.findall(_text(path.stem)):
+            for name in names.split(","):
+                found[name.strip()] = path.stem
+    return found
+
+
+def types() -> list[str]:
+    """Every model type that a blueprint knows."""
+    return list(_files())
+
+
+@lru_cache(maxsize=None)
+def family_of(model_type: str) -> Family | None:
+    """The family that speaks for a model type."""
+    name = _files().get(model_type)
+    return None if name is None else Family(_parsed(name))
+
+
+def type_of_class(class_name: str) -> str | None:
+    """The model type whose classes are called like that: the longest prefix that fits and has the part."""
+    found = [(len(kind.prefix), kind) for kind in _kinds() if class_name.startswith(kind.prefix)]
+    for _, kind in sorted(found, key=lambda pair: -pair[0]):
+        family = family_of(kind.name)
+        if family is not None and family.class_part(kind.name, class_name)[1] is not None:
+            return kind.name
+    return None
+
+
+def _kinds() -> list[Type]:
+    return [kind for name in dict.fromkeys(_files().values()) for kind in _parsed(name).types.values()]

@@ -1,0 +1,210 @@
+"""A config as the class of its model type sees it: what is given, other names of it, defaults, derived fields."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from weighbridge.formats.blueprints.expressions import Fields
+from weighbridge.ledger.errors import Malformed, Unknown
+
+_DATA = Path(__file__).parents[1] / "data" / "configs.json"
+
+
+class Class(msgspec.Struct, frozen=True):
+    """What a config class fills in: `parts` are its sub-configs."""
+
+    defaults: dict[str, Any] = {}
+    aliases: dict[str, str] = {}
+    parts: dict[str, "SubConfig"] = {}
+
+
+class SubConfig(msgspec.Struct, frozen=True):
+    """The class of a sub-config: `auto` where the sub-config may state another type."""
+
+    type: str
+    auto: bool = False
+    optional: bool = False
+    fields: dict[str, Any] = {}
+
+
+class _File(msgspec.Struct):
+    types: dict[str, msgspec.Raw]
+    base: dict[str, Any]
+    layer_types: dict[str, str]
+
+
+@lru_cache(maxsize=1)
+def _file() -> _File:
+    return msgspec.json.decode(_DATA.read_bytes(), type=_File)
+
+
+@lru_cache(maxsize=64)
+def class_of(model_type: str) -> Class | None:
+    """What the config class of a model type fills in; None for a type that the table does not list."""
+    raw = _file().types.get(model_type)
+    return None if raw is None else msgspec.json.decode(raw, type=Class)
+
+
+def known_types() -> list[str]:
+    """Every model type that the table of config classes lists."""
+    return list(_file().types)
+
+
+Derive = Callable[["Settings"], None]
+
+
+class Settings(Fields):
+    """A config's fields, by the names that its class gives them.
+
+    `where` is the path of a sub-config, for messages. Which fields were read is kept: what was not read cannot have
+    mattered.
+    """
+
+    def __init__(self, given: Mapping[str, Any], *, model_type: str, where: str = "", derive: Derive) -> None:
+        found = class_of(model_type)
+        self.model_type = model_type
+        self.where = where
+        self._class = found or Class()
+        self._derive = derive
+        self._parts: dict[str, Settings | None] = {}
+        self._given: dict[str, Any] = {}
+        for name, value in given.items():
+            self._given[self._class.aliases.get(name, name)] = value
+        # The name that the class itself uses wins over an alias.
+        self._given |= {name: given[name] for name in given if name not in self._class.aliases}
+        self._derived: dict[str, Any] = {}
+        if given.get("per_layer_config") is not None:
+            raise Unknown(f"{self.path('per_layer_config')} is not understood")
+        derive(self)
+
+    def path(self, name: str) -> str:
+        """The field's full name, for messages."""
+        return f"{self.where}.{name}" if self.where else name
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, /) -> Any:
+        """The value of a field, or one of the functions that expressions call.
+
+        Raises:
+            Unknown: neither the config nor its class states it.
+        """
+        if name.endswith("()"):
+            return _FUNCTIONS[name](self)
+        name = self._class.aliases.get(name, name)
+        if name in self._derived:
+            return self._derived[name]
+        if name == "model_type":
+            return self.model_type
+        if name == "num_labels":
+            return self._labels()
+        if name in self._class.parts:
+            return self.part(name)
+        for source in (self._given, self._class.defaults, _file().base):
+            if name in source:
+                value = source[name]
+                if name.endswith("layer_types") and isinstance(value, list):
+                    remap = _file().layer_types
+                    return [remap.get(kind, kind) if isinstance(kind, str) else kind for kind in value]
+                return value
+        raise Unknown(f"{self.path(name)} is not stated")
+
+    def has(self, name: str) -> bool:
+        """Whether the field is stated by anybody, null included."""
+        name = self._class.aliases.get(name, name)
+        return any(
+            name in source
+            for source in (self._derived, self._given, self._class.defaults, self._class.parts, _file().base)
+        )
+
+    def set(self, name: str, value: Any) -> None:
+        """Gives a field a derived value."""
+        self._derived[self._class.aliases.get(name, name)] = value
+
+    def given(self, name: str) -> bool:
+        """Whether the config itself states the field, other than as null."""
+        return self._given.get(self._class.aliases.get(name, name)) is not None
+
+    def _labels(self) -> int:
+        labels = self._given.get("id2label")
+        if isinstance(labels, (dict, list)):
+            return len(labels)
+        stated = self._given.get("num_labels")
+        return 2 if stated is None else stated
+
+    # Sub-configs -----------------------------------------------------------------------------------------------------
+
+    def part(self, name: str) -> "Settings | None":
+        """A sub-config; None where it is optional and absent."""
+        if name not in self._parts:
+            spec = self._class.parts[name]
+            self._parts[name] = self._sub(name, self._given.get(name), spec)
+        return self._parts[name]
+
+    def sub(self, name: str, model_type: str) -> None:
+        """Declares a field to be a sub-config of that type, which it may override by its own `model_type`."""
+        if not isinstance(self._derived.get(name), Settings):
+            value = self.read(name) if self.has(name) else None
+            self._derived[name] = self._sub(name, value, SubConfig(type=model_type, auto=True))
+
+    def _sub(self, name: str, value: Any, spec: SubConfig) -> "Settings | None":
+        if value is None and spec.optional:
+            return None
+        if value is not None and not isinstance(value, Mapping):
+            raise Malformed(f"{self.path(name)} is no object")
+        model_type, fields = spec.type, dict(spec.fields) if value is None else dict(value)
+        if spec.auto and fields.get("model_type"):
+            if not isinstance(fields["model_type"], str):
+                raise Malformed(f"{self.path(name)}.model_type is no text")
+            model_type = fields["model_type"]
+        return Settings(fields, model_type=model_type, where=self.path(name), derive=self._derive)
+
+    def made(self, model_type: str, fields: Mapping[str, Any], name: str = "") -> "Settings":
+        """A sub-config of that type with these fields."""
+        return Settings(fields, model_type=model_type, where=self.path(name) if name else self.where, derive=self._derive)
+
+    @property
+    def stated(self) -> Mapping[str, Any]:
+        """The fields that the config itself states."""
+        return self._given
+
+    # As a mapping ----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.has(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+
+def _get(settings: Settings) -> Callable[..., Any]:
+    return lambda name, otherwise=None: settings.read(name) if settings.has(name) else otherwise
+
+
+def _made(settings: Settings) -> Callable[..., Settings]:
+    def make(model_type: str, *pairs: Any) -> Settings:
+        if len(pairs) == 1 and isinstance(pairs[0], Mapping):
+            return settings.made(model_type, dict(pairs[0]))
+        fields: Sequence[Any] = pairs
+        return settings.made(model_type, {pair[0]: pair[1] for pair in fields})
+
+    return make
+
+
+_FUNCTIONS: dict[str, Callable[[Settings], Any]] = {
+    "given()": lambda settings: settings.given,
+    "has()": lambda settings: settings.has,
+    "get()": _get,
+    "config()": _made,
+    "here()": lambda settings: lambda: settings,
+    "fields()": lambda settings: lambda: dict(settings.stated),
+}

@@ -1,0 +1,47 @@
+"""What a format itself says of its tensors, which needs no judging by name."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stated:
+    """Statements by full tensor name; what is not stated is judged by name, dtype and shape.
+
+    `kinds` are "parameter", "buffer" or the name of an extra; `elements` the logical count of a packed tensor;
+    `frozen` the parameters that training leaves alone. `complete`: tensors without a stated kind are parameters,
+    whatever they are called.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    elements: Mapping[str, int] = field(default_factory=dict)
+    frozen: Collection[str] = frozenset()
+    complete: bool = False
+
+    def of(self, name: str) -> tuple[str | None, str | None, int | None, bool]:
+        """(kind, role, elements, frozen) of a tensor: those alike in all of them are one family."""
+        kind = self.kinds.get(name, "parameter" if self.complete else None)
+        return kind, self.roles.get(name), self.elements.get(name), name in self.frozen
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Stated]") -> "Stated":
+        """What several files say of their own tensors."""
+        listed = [part for part in parts if not part.empty]
+        if not listed:
+            return NOTHING
+        return cls(
+            kinds={name: kind for part in listed for name, kind in part.kinds.items()},
+            roles={name: role for part in listed for name, role in part.roles.items()},
+            elements={name: count for part in listed for name, count in part.elements.items()},
+            frozen=frozenset(name for part in listed for name in part.frozen),
+            complete=all(part.complete for part in listed),
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is stated."""
+        return not (self.kinds or self.roles or self.elements or self.frozen or self.complete)
+
+
+NOTHING = Stated()

@@ -1,14 +1,15 @@
 """The verbs as functions: what the command line calls, and what `import weighbridge` offers."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from weighbridge.diff import Digest, cached, digest
-from weighbridge.formats import open_model, training_of
+from weighbridge.formats import of_arch, open_model, training_of
 from weighbridge.ledger import Ledger, Signature
 from weighbridge.ledger import show as reports
-from weighbridge.ledger.errors import Malformed
+from weighbridge.ledger.errors import Malformed, NotFound
 from weighbridge.ledger.report import Report
 
 Name = str | os.PathLike[str]
@@ -19,8 +20,10 @@ UNNAMED = "-"  # the base model of a claim that is a bare digest
 
 
 def show(
-    model: Name,
-    *others: Name,
+    model: object | None = None,
+    *others: object,
+    arch: str | None = None,
+    settings: Mapping[str, object] | None = None,
     layers: bool = False,
     tensors: str | None = None,
     explain: bool = False,
@@ -31,20 +34,34 @@ def show(
 ) -> Report:
     """What parameters a model has; several models side by side.
 
+    A model is a name (path, hub id, `ollama:NAME`) or an object: a `torch.nn.Module`, a state dict, a pytree of arrays, a
+    Keras model, a fitted estimator, a config. No library is imported for it. `settings` change fields of the config, and `arch` names a model type instead of a model: what if it had 40 layers?
     `tensors` is a glob of the tensors to list. `progress(done, total)` counts remote headers.
 
     Raises:
         WeighError: the model cannot be read, with the mend.
 
     """
-    ledgers = [
-        _named(open_model(spec, file=file, base=base, offline=offline, progress=progress)) for spec in (model, *others)
+    ledgers = [of_arch(arch, settings or {})] if arch is not None else []
+    ledgers += [
+        _open(spec, file=file, base=base, offline=offline, settings=settings, progress=progress)
+        for spec in (model, *others)
+        if spec is not None
     ]
-    if others:
+    if not ledgers:
+        raise NotFound("no model is named", fix="give a path, a hub id (org/name), ollama:NAME, or --arch TYPE")
+    if len(ledgers) > 1:
         return reports.side_by_side(ledgers)
-    return reports.show(
-        ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training_of(model, file=file)
-    )
+    training = training_of(model, file=file) if isinstance(model, (str, os.PathLike)) and not settings else None
+    return reports.show(ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training)
+
+
+def _open(spec: object, **options: Any) -> Ledger:
+    if isinstance(spec, (str, os.PathLike)):
+        return _named(open_model(spec, **options))
+    from weighbridge.formats import live
+
+    return live.ledger_of(spec)
 
 
 def _named(ledger: Ledger) -> Ledger:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,20 @@ file = click.option(
     "--file", metavar="NAME", help="Which file of the folder or repository, when it holds several models."
 )
 base = click.option("--base", metavar="MODEL", help="The base of an adapter, when it is not where the adapter says.")
+
+
+def fields_of(settings: Sequence[str]) -> dict[str, object]:
+    """{field: value} of `--set FIELD=VALUE`: values are JSON, and text where they are none."""
+    found: dict[str, object] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--set {setting[:60]}: a field and a value, as in --set num_hidden_layers=40")
+        try:
+            found[name.strip()] = json.loads(text)
+        except (ValueError, RecursionError):
+            found[name.strip()] = text
+    return found
 
 
 def emit(report: Report, *, as_json: bool) -> None:

@@ -6,7 +6,15 @@ from weighbridge.cli import output
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", nargs=-1)
+@click.option("--arch", metavar="TYPE", help="Instead of a MODEL: a model type with its class's defaults, as in 'llama'.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="FIELD=VALUE",
+    multiple=True,
+    help="Change a field of the config and count the model that it then describes; text_config.FIELD reaches inside.",
+)
 @click.option("--layers", is_flag=True, help="Parameters by layer and role.")
 @click.option("--tensors", is_flag=True, help="Every tensor with its shape, dtype and meaning.")
 @click.option("--match", metavar="GLOB", help="List only the tensors whose name matches, as in 'model.layers.0.*'.")
@@ -17,6 +25,8 @@ from weighbridge.cli import output
 @output.as_json
 def show(
     models: tuple[str, ...],
+    arch: str | None,
+    settings: tuple[str, ...],
     layers: bool,
     tensors: bool,
     match: str | None,
@@ -28,10 +38,12 @@ def show(
 ) -> None:
     """What parameters a model has: total and active, by role, by dtype; buffers and extras; from headers alone.
 
-    Several MODELs are shown side by side.
+    Where there are no weights, config.json alone is counted. Several MODELs are shown side by side.
     """
     from weighbridge import verbs
 
+    if not models and arch is None:
+        raise click.UsageError("Missing argument 'MODEL...'.")
     if file == "" or base == "" or "" in models:
         raise click.UsageError("a name is empty: a shell variable that is not set?")
     glob = match if match is not None else ("*" if tensors else None)
@@ -40,6 +52,8 @@ def show(
     with output.progress("headers") as advance:
         report = verbs.show(
             *models,
+            arch=arch,
+            settings=output.fields_of(settings),
             layers=layers,
             tensors=glob,
             explain=explain,

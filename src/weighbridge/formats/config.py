@@ -4,15 +4,18 @@ A field has one meaning and many names; the names are tried in order. Multimodal
 fields: those are looked up there first, since layers, experts and vocabulary are the decoder's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from weighbridge.ledger import Architecture
-from weighbridge.ledger.errors import Malformed
+from weighbridge.ledger import Architecture, Mixer, Router
+from weighbridge.ledger.errors import Malformed, Refused
+
+if TYPE_CHECKING:
+    from weighbridge.formats.blueprints import Built, Settings
 
 LARGEST = 16_000_000  # bytes; the largest real config.json, with a label map of 21,843 classes, takes 1.2 MB
 _MOST = 1 << 32  # of anything: layers, heads, experts, words, positions
@@ -41,6 +44,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "num_selected_experts",
         "experts_per_token",
     ),
+    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
     "mtp_layers": ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"),
 }
 _GGUF_NAMES = {
@@ -58,8 +62,9 @@ _GGUF_NAMES = {
 }
 
 
-def from_config(config: Mapping[str, object]) -> Architecture:
-    """What a transformers-style config.json says.
+def from_config(config: Mapping[str, object], *, built: "Built | None" = None) -> Architecture:
+    """What a transformers-style config.json says, and what its class fills in. `built` is the model that its blueprint
+    makes of it, where one is known.
 
     Raises:
         Malformed: a count that is negative or not a whole number.
@@ -75,6 +80,13 @@ def from_config(config: Mapping[str, object]) -> Architecture:
         stated = any(view.get(name) is not None for view in views for name in names)
         if values[field] is None and field in defaults and not stated:
             values[field] = defaults[field]
+    mixers: tuple[Mixer, ...] = ()
+    routers: tuple[Router, ...] = ()
+    if built is not None:
+        from weighbridge.formats.mixing import mixers_of, routers_of
+
+        mixers, routers = mixers_of(built), routers_of(built)
+        _fill(values, built, mixers)
     if _first(views, ("zero_expert_num",), "zero_experts"):
         values["experts_per_token"] = None  # some picks are of experts that compute nothing: it varies by token
     stated = config.get("architectures")
@@ -84,9 +96,49 @@ def from_config(config: Mapping[str, object]) -> Architecture:
         model_type=model_type,
         classes=classes,
         tied_embeddings=tied,
+        mixers=mixers,
+        routers=routers,
         **values,
         **_quantization(config, views),
     )
+
+
+def described(config: Mapping[str, object]) -> Architecture:
+    """`from_config` with what the family's blueprint says of each layer, where one knows the config."""
+    from weighbridge.formats.blueprints import NotCovered, build
+
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+    if isinstance(model_type, str):
+        for class_name in dict.fromkeys((named, None)):  # a class that nobody knows still has the type's layers
+            try:
+                built = build(config, model_type=model_type, class_name=class_name, facts_only=True)
+                return from_config(config, built=built)
+            except (NotCovered, Malformed, Refused):
+                continue
+    return from_config(config)
+
+
+def _fill(values: dict[str, Any], built: "Built", mixers: Sequence[Mixer]) -> None:
+    """Adds what the config class says where the config does not: the language model's part first."""
+    from weighbridge.formats.blueprints import Settings
+
+    settings: Settings | None = built.settings
+    views = []
+    while settings is not None:
+        views.append(settings)
+        settings = next((part for name in _NESTED if settings.has(name) and isinstance(part := settings.read(name), Settings)), None)
+    for field, names in _NAMES.items():
+        for view in reversed(views):
+            for name in names:
+                value = view.read(name) if values[field] is None and view.has(name) else None
+                if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST:
+                    values[field] = value
+    text = [mixer for mixer in mixers if mixer.tower == "text" and mixer.kind not in ("none", "cross")]
+    for field in ("heads", "kv_heads", "head_dim"):
+        found = {getattr(mixer, field) for mixer in text} - {None}
+        if len(found) == 1:
+            values[field] = found.pop()
 
 
 def _nested(config: Mapping[str, object]) -> list[Mapping[str, object]]:

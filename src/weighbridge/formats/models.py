@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weighbridge.formats import config as configs
 from weighbridge.formats import naming, peft, safetensors, shards
+from weighbridge.formats.candidates import candidates
 from weighbridge.formats.choose import Choice, choose
 from weighbridge.formats.folder import LocalFolder, Repository, read_small
 from weighbridge.formats.header import Header
@@ -18,6 +19,9 @@ from weighbridge.ledger.errors import Malformed, NotFound, Refused, WeighError
 
 Progress = Callable[[int, int], None]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+CONFIG = "config.json"
+# JSON files that lie beside weights and describe no model, or not as config.json does.
+_NO_CONFIGS = frozenset({"adapter_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"})
 _ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".json")
 
 
@@ -36,7 +40,7 @@ class _Parts:
     def architecture(self) -> Architecture:
         if self.choice.kind == "gguf":
             return configs.from_gguf(self.header.metadata)
-        return configs.from_config(self.config)
+        return configs.described(self.config)
 
 
 def open_model(
@@ -45,19 +49,26 @@ def open_model(
     file: str | None = None,
     base: str | None = None,
     offline: bool = False,
+    settings: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
-    """The ledger of a model, from headers alone.
+    """The ledger of a model, from headers alone; where there are no weights, from its config.json.
 
     `spec` is a path, `ollama:NAME[:TAG]` or a hub id `org/name[@revision]`; `::LABEL` after any of them, or `file`,
     chooses among several. `base` names the model that an adapter belongs to, where the adapter does not say or the
-    place has changed. `progress(done, total)` counts remote headers.
+    place has changed. `settings` change fields of the config: the model that it then describes is counted, whatever weights
+    lie beside it. `progress(done, total)` counts remote headers.
 
     Raises:
         WeighError: every way in which this can fail, with its mend.
 
     """
-    parts = _parts(os.fspath(spec), file=file, offline=offline, progress=progress)
+    repository, selector, file = _repository(os.fspath(spec), file, offline=offline)
+    if settings or _is_config_alone(repository, file):
+        if selector or base:
+            raise Refused(f"{spec} is taken for its config.json", fix="leave :: and --base out")
+        return _configured(repository, file or CONFIG, settings or {})
+    parts = _read(repository, selector=selector, file=file, progress=progress)
     if parts.choice.kind == "adapter":
         return _with_base(parts, base=base, offline=offline)
     if base is not None:
@@ -67,8 +78,37 @@ def open_model(
 
 def _parts(spec: str, *, file: str | None, offline: bool, progress: Progress | None) -> _Parts:
     repository, selector, file = _repository(spec, file, offline=offline)
-    prefetch = getattr(repository, "prefetch", None)
-    return _read(repository, selector=selector, file=file, prefetch=prefetch, progress=progress)
+    return _read(repository, selector=selector, file=file, progress=progress)
+
+
+def of_arch(model_type: str, settings: Mapping[str, object]) -> Ledger:
+    """The model of that type with its class's defaults and these fields, which need not exist anywhere.
+
+    Raises:
+        WeighError: no such type, or fields that make no model.
+    """
+    from weighbridge.formats import configured
+
+    config = configured.with_settings(configured.of_arch(model_type), settings)
+    return configured.ledger_of(config, location=f"--arch {model_type}", name=model_type)
+
+
+def _is_config_alone(repository: Repository, file: str | None) -> bool:
+    """Whether the user names a config, or a place that has one and no weights."""
+    if file is not None:
+        return file.endswith(".json") and file.rpartition("/")[2] not in _NO_CONFIGS
+    return CONFIG in repository.files and not any(one for one in candidates(repository.files) if not one.apart)
+
+
+def _configured(repository: Repository, name: str, settings: Mapping[str, object]) -> Ledger:
+    from weighbridge.formats import configured
+
+    if name not in repository.files:
+        raise NotFound(f"{repository.location} has no {name} to set fields of")
+    config = configured.with_settings(_json(repository, name), settings)
+    return configured.ledger_of(
+        config, location=repository.location, name=repository.base, version=repository.version
+    )
 
 
 def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, str | None, str | None]:
@@ -111,9 +151,10 @@ def _read(
     *,
     selector: str | None,
     file: str | None,
-    prefetch: Callable[..., None] | None,
     progress: Progress | None,
 ) -> _Parts:
+    prefetch = getattr(repository, "prefetch", None)
+
     def indexed(index: str) -> set[str]:
         raw = read_small(repository, index, largest=shards.LARGEST_INDEX) or b""
         return set(shards.listed(raw, index).values())

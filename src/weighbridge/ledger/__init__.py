@@ -1,8 +1,9 @@
 """The ledger room: what a model is made of. Imports the standard library only."""
 
-from weighbridge.ledger.architecture import Architecture
+from weighbridge.ledger.architecture import Architecture, Mixer, Router
 from weighbridge.ledger.dtype import DTYPES, GGML_TYPES, DType, dtype
 from weighbridge.ledger.ledger import Ledger
+from weighbridge.ledger.roles import role_of
 from weighbridge.ledger.signature import Signature
 from weighbridge.ledger.source import File, Source, read_exactly
 from weighbridge.ledger.stated import Stated
@@ -20,6 +21,8 @@ __all__ = [
     "File",
     "Kind",
     "Ledger",
+    "Mixer",
+    "Router",
     "Row",
     "Rows",
     "Signature",
@@ -30,4 +33,5 @@ __all__ = [
     "kind_of",
     "numel",
     "read_exactly",
+    "role_of",
 ]

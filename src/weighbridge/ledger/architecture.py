@@ -3,10 +3,65 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+FULL, SLIDING, CHUNKED, LATENT, LINEAR, SSM = "full", "sliding", "chunked", "latent", "linear", "ssm"
+BIDIRECTIONAL, CROSS, NONE = "bidirectional", "cross", "none"
+MIXERS = (FULL, SLIDING, CHUNKED, LATENT, LINEAR, SSM, BIDIRECTIONAL, CROSS, NONE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixer:
+    """How one layer mixes tokens, and so what it keeps of a sequence. A layer may have several (self and cross attention).
+
+    | kind | kept per sequence |
+    |---|---|
+    | full | keys and values of every token: kv_heads x (head_dim + value_dim) |
+    | sliding, chunked | the same of the last `window` tokens |
+    | latent | kv_rank + rope_dim of every token, shared by all heads |
+    | linear, ssm | a fixed state: `conv` (channels, width), `state` (shape of the recurrent state) |
+    | cross | keys and values of the encoder's tokens |
+    | bidirectional, none | nothing |
+
+    A field that does not apply is None.
+    """
+
+    module: str  # the layer: `model.layers.0`
+    kind: str
+    tower: str = "text"  # text | vision | audio
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    value_dim: int | None = None  # where it differs from head_dim
+    window: int | None = None  # tokens
+    kv_rank: int | None = None
+    rope_dim: int | None = None
+    nope_dim: int | None = None
+    conv: tuple[int, ...] | None = None
+    state: tuple[int, ...] | None = None
+    kv_from: str | int | None = None  # the layer whose cache this one uses
+    indexer: tuple[int, ...] | None = None  # heads and width of an indexer that keeps keys of its own
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields that apply."""
+        return _known(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """The mixture of experts in one layer. `shared` experts see every token, beside the `top_k` chosen ones."""
+
+    module: str
+    experts: int | None = None
+    top_k: int | None = None
+    shared: int | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields that are known."""
+        return _known(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """The normalized configuration. None means that the configuration does not say, never a default."""
+    """The normalized configuration. None means that neither the configuration nor its class says."""
 
     model_type: str | None = None
     classes: tuple[str, ...] = ()
@@ -20,8 +75,11 @@ class Architecture:
     context: int | None = None
     experts: int | None = None  # routed experts of an MoE layer
     experts_per_token: int | None = None
+    shared_experts: int | None = None
     mtp_layers: int | None = None  # multi-token-prediction layers stored after the model's own
     tied_embeddings: bool | None = None
+    mixers: tuple[Mixer, ...] = ()  # layer by layer; empty where nobody knows them
+    routers: tuple[Router, ...] = ()
     quantization: str | None = None  # method: "gptq", "fp8", "modelopt", "mlx", ...
     quantization_bits: int | None = None
     quantization_group: int | None = None  # elements that share one scale
@@ -36,5 +94,17 @@ class Architecture:
 
     def to_dict(self) -> dict[str, object]:
         """The fields that are known."""
-        known = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in known if value is not None}
+        return _known(self)
+
+
+def _known(record: object) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for field in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, field.name)
+        if isinstance(value, tuple):
+            value = [part.to_dict() if isinstance(part, (Mixer, Router)) else part for part in value]
+            if not value and field.name in ("mixers", "routers"):
+                continue
+        if value is not None:
+            found[field.name] = value
+    return found

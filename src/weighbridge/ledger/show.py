@@ -65,7 +65,13 @@ def show(
     if explain:
         blocks += [Title(text="How these counts come about"), *(Line(text=line) for line in _explained(ledger))]
     blocks += [Line(text=f"note: {note}", faint=True) for note in ledger.notes]
-    return Report(verb="show", data=data, blocks=blocks)
+    return Report(verb="show", data=data, blocks=blocks, summary=summary(ledger))
+
+
+def summary(ledger: Ledger) -> str:
+    """What will be trained, in one line for a training script: "8,072,204,288 parameters, 41,943,040 trainable (0.52%)"."""
+    share = f" ({ledger.trainable / ledger.total:.2%})" if ledger.total else ""
+    return f"{ledger.total:,} parameters, {ledger.trainable:,} trainable{share}"
 
 
 def side_by_side(ledgers: Sequence[Ledger]) -> Report:
@@ -107,6 +113,7 @@ def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -
         "files": len(ledger.source.files),
         "tensors": len(ledger),
         "bytes": ledger.nbytes,
+        "summary": summary(ledger),
         "parameters": {
             "total": ledger.total,
             "active": _or_none(lambda: ledger.active),
@@ -124,6 +131,8 @@ def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -
         "architecture": ledger.architecture.to_dict(),
         "notes": list(ledger.notes),
     }
+    if "built" in ledger.metadata:
+        data["built"] = ledger.metadata["built"]
     if layers:
         data["layers"] = ledger.by_layer()
     if tensors is not None:

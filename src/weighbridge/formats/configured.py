@@ -1,0 +1,177 @@
+"""A ledger from a config.json alone: by the blueprint of its family, else by transformers on PyTorch's meta device."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+
+from weighbridge.formats import config as configs
+from weighbridge.formats import naming
+from weighbridge.formats.blueprints import NotCovered, build, type_of_class, types
+from weighbridge.formats.mixing import mixers_of, routers_of
+from weighbridge.ledger import DTYPES, Architecture, DType, Kind, Ledger, Rows, Source, Stated, kind_of
+from weighbridge.ledger.errors import Malformed, Refused, Unknown
+
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float": "F32",
+    "float16": "F16",
+    "half": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+_BUFFER_DTYPE = "F32"
+_LARGEST = 1 << 62
+
+
+def ledger_of(config: Mapping[str, object], *, location: str, name: str, version: str | None = None) -> Ledger:
+    """The model that a config describes, with every tensor's name and shape, though it has no values.
+
+    Raises:
+        Malformed: a field that is missing, of the wrong kind, or contradicts another, with its name.
+        Unknown: a model type, class or choice that no blueprint knows, and transformers is not there or does not know.
+    """
+    model_type, class_name = _asked(config)
+    notes: list[str] = []
+    try:
+        if model_type is None:
+            raise NotCovered("config.json states no model_type")
+        built = build(config, model_type=model_type, class_name=class_name)
+        tensors, buffers, ties, class_name = built.tensors, built.buffers, built.ties, built.class_name
+        way = {"class": class_name, "by": f"blueprint of {model_type}"}
+        architecture = configs.from_config(config, built=built)
+    except NotCovered as uncovered:
+        from weighbridge.formats import meta
+
+        found = meta.build(config, why=uncovered)
+        tensors, buffers, ties, class_name = found.tensors, found.buffers, found.ties, found.class_name
+        way = {"class": class_name, "by": f"transformers {found.transformers} on the meta device", "why": uncovered.what}
+        architecture = configs.from_config(config)
+    element, said = _dtype(config)
+    notes += said
+    if not _stated_class(config):
+        notes.append(f"config.json names no class: counted as {class_name}, the usual one")
+    if architecture.quantization:
+        notes.append(
+            f"config.json announces {architecture.quantization}: parameters are exact, bytes are those of the weights"
+            f" in {element}, before quantization"
+        )
+    rows = _rows(tensors, buffers, element)
+    return Ledger(
+        source=Source(location=location, files=[]),
+        format="config",
+        rows=rows,
+        architecture=replace(architecture, classes=architecture.classes or (class_name,)),
+        metadata={"built": way},
+        aliases=ties,
+        signature=naming.signature(
+            base=name, version=version, architecture=architecture, metadata={}, config=config
+        ),
+        notes=notes,
+        stated=Stated(kinds=dict.fromkeys(buffers, "buffer"), complete=True),
+    )
+
+
+def _stated_class(config: Mapping[str, object]) -> str | None:
+    stated = config.get("architectures")
+    if stated is None or stated == []:
+        return None
+    if not isinstance(stated, list) or not isinstance(stated[0], str):
+        raise Malformed(f"config.json: architectures is {str(stated)[:60]}", fix='it should be a list of one name')
+    return stated[0]
+
+
+def _asked(config: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """(model type, class) that the config asks for. Where the type is unknown or not stated, the class decides, unless
+    the config brings code of its own: that may call its classes as it likes.
+    """
+    class_name = _stated_class(config)
+    stated = config.get("model_type")
+    if stated is not None and not isinstance(stated, str):
+        raise Malformed(f"config.json: model_type is {str(stated)[:60]}", fix="it should be a name, such as llama")
+    if stated not in types() and class_name is not None:
+        by_class = type_of_class(class_name)
+        if by_class is not None and "auto_map" not in config:
+            return by_class, class_name
+    return stated, class_name
+
+
+def _dtype(config: Mapping[str, object]) -> tuple[DType, list[str]]:
+    inner = [part for part in (config.get("text_config"), config.get("thinker_config")) if isinstance(part, dict)]
+    for view in (config, *inner):
+        for field in ("dtype", "torch_dtype"):
+            stated = view.get(field)
+            if stated is None or stated == "auto":
+                continue
+            known = _DTYPES.get(str(stated).removeprefix("torch."))
+            if known is None:
+                raise Malformed(f"config.json: {field} is {str(stated)[:40]!r}", fix="it should be one of torch's float types")
+            return DTYPES[known], []
+    return DTYPES["F32"], ["config.json states no dtype: bytes are those of F32, in which transformers builds it"]
+
+
+def _rows(
+    tensors: Mapping[str, tuple[int, ...]],
+    buffers: Mapping[str, tuple[tuple[int, ...], str | None]],
+    element: DType,
+) -> Rows:
+    names: list[str] = []
+    kinds: list[Kind] = []
+    for name, shape in tensors.items():
+        names.append(name)
+        kinds.append(_kind(name, element, shape))
+    for name, (shape, stated) in buffers.items():
+        names.append(name)
+        kinds.append(_kind(name, DTYPES[stated or _BUFFER_DTYPE], shape))
+    # Nothing lies anywhere: offsets only keep the order.
+    return Rows(names=names, kinds=kinds, files=[0] * len(names), offsets=list(range(len(names))))
+
+
+def _kind(name: str, element: DType, shape: tuple[int, ...]) -> Kind:
+    if prod(shape) > _LARGEST:
+        raise Malformed(f"config.json makes {name} {' x '.join(map(str, shape))} elements large", fix="look at its sizes")
+    return kind_of(element, shape)
+
+
+_SETTING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def with_settings(config: Mapping[str, object], settings: Mapping[str, object]) -> dict[str, object]:
+    """The config with fields set, `text_config.hidden_size` reaching into a part.
+
+    Raises:
+        Refused: a name that is none, or a path through something that is no object.
+    """
+    changed = dict(config)
+    for name, value in settings.items():
+        if not _SETTING.fullmatch(name):
+            raise Refused(f"--set {name[:60]}: not the name of a field", fix="as in --set num_hidden_layers=40")
+        *path, last = name.split(".")
+        place = changed
+        for step in path:
+            inner = place.get(step)
+            if inner is not None and not isinstance(inner, dict):
+                raise Refused(f"--set {name}: {step} is no object")
+            place[step] = place = dict(inner or {})
+        place[last] = value
+    return changed
+
+
+def of_arch(model_type: str) -> dict[str, object]:
+    """The config of a model type with nothing stated: its class's defaults.
+
+    Raises:
+        Unknown: no such type, with the nearest.
+    """
+    import difflib
+
+    from weighbridge.formats.blueprints import known_types
+
+    known = sorted({*known_types(), *types()})
+    if model_type not in known:
+        near = difflib.get_close_matches(model_type, known, n=3)
+        fix = f"did you mean {' or '.join(near)}?" if near else "name a model_type of transformers, such as llama"
+        raise Unknown(f"no architecture is called {model_type!r}", fix=fix)
+    return {"model_type": model_type}

@@ -1,0 +1,117 @@
+"""Models as Python objects: modules, state dicts, pytrees, estimators, configs.
+
+An object is recognized by the libraries that its owner has already imported: none is imported here.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from weighbridge.formats import config as configs
+from weighbridge.formats.header import Header
+from weighbridge.ledger import Architecture, Ledger, Signature, Source
+from weighbridge.ledger.errors import Refused, Unknown
+
+
+def ledger_of(thing: Any) -> Ledger:
+    """The ledger of a live object.
+
+    Raises:
+        Refused: an object of a kind that is not known.
+        Unknown: one whose parameters cannot be told.
+    """
+    found = _config(thing)
+    if found is not None:
+        from weighbridge.formats import configured
+
+        return configured.ledger_of(found, location=_title(thing), name=str(found["model_type"]))
+    kind, header = _header(thing)
+    if not header.rows:
+        raise Unknown(f"this {_title(thing)} holds no arrays", fix="give it once it has been built or fitted")
+    architecture = _architecture(thing)
+    return Ledger(
+        source=Source(location=_title(thing), files=[]),
+        format=kind,
+        rows=header.rows,
+        architecture=architecture,
+        metadata=header.metadata,
+        aliases=header.aliases,
+        signature=Signature(base_model=_name(thing)),
+        notes=header.notes,
+        stated=header.stated,
+    )
+
+
+def _header(thing: Any) -> tuple[str, Header]:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(thing, torch.nn.Module):
+        from weighbridge.formats import torch_module
+
+        return "torch module", torch_module.header_of(thing)
+    if _is(thing, "keras", "Layer") or _is(thing, "keras", "Model"):
+        from weighbridge.formats import keras_model
+
+        return "keras model", keras_model.header_of(thing)
+    if hasattr(thing, "get_params") and hasattr(thing, "fit") or _is_boosted(thing):
+        from weighbridge.formats import estimator
+
+        return "estimator", estimator.header_of(thing)
+    from weighbridge.formats import pytree
+
+    if torch is not None and isinstance(thing, Mapping) and any(isinstance(v, torch.Tensor) for v in thing.values()):
+        from weighbridge.formats import torch_module
+
+        return "state dict", torch_module.header_of_state(thing)
+    header = pytree.header_of(thing)
+    if header is None:
+        raise Refused(
+            f"an object of class {_title(thing)} is no model that is known",
+            fix="give a module, a state dict, a pytree of arrays, a Keras model, a fitted estimator, or a path",
+        )
+    return "pytree", header
+
+
+def _is(thing: object, package: str, name: str) -> bool:
+    """Whether an object is of a class of a package, if that is loaded. Its submodules may be all that was imported."""
+    module = sys.modules.get(package)
+    found = getattr(module, name, None) if module is not None else None
+    return isinstance(found, type) and isinstance(thing, found)
+
+
+def _is_boosted(thing: object) -> bool:
+    return _is(thing, "xgboost", "Booster") or _is(thing, "lightgbm", "Booster")
+
+
+def _config(thing: Any) -> Mapping[str, object] | None:
+    """The config that an object is, as a mapping: a transformers config, or what config.json holds."""
+    if isinstance(thing, Mapping):
+        return thing if isinstance(thing.get("model_type"), str) else None
+    if hasattr(thing, "to_dict") and isinstance(getattr(thing, "model_type", None), str) and not hasattr(thing, "parameters"):
+        return _plain(thing.to_dict())
+    return None
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As it would be in config.json."""
+    import json
+
+    return json.loads(json.dumps(config, default=str))
+
+
+def _architecture(thing: Any) -> Architecture:
+    config = getattr(thing, "config", None)
+    if isinstance(getattr(config, "model_type", None), str) and hasattr(config, "to_dict"):
+        stated = _plain(config.to_dict())
+        stated["architectures"] = stated.get("architectures") or [type(thing).__name__]
+        return configs.described(stated)
+    return Architecture()
+
+
+def _title(thing: object) -> str:
+    return type(thing).__name__
+
+
+def _name(thing: Any) -> str:
+    config = getattr(thing, "config", None)
+    stated = getattr(config, "_name_or_path", "") or getattr(config, "model_type", "")
+    return stated.lower() if isinstance(stated, str) and stated else _title(thing).lower()

@@ -56,6 +56,26 @@ def show(
     return reports.show(ledgers[0], layers=layers, tensors=tensors, explain=explain, training=training)
 
 
+def compare(model: Name, *, offline: bool = False) -> Report:
+    """A checkpoint against its own config.json: what its files lack, and what they hold that the config does not explain.
+
+    `to_dict()["compare"]["complete"]` says whether all is there.
+
+    Raises:
+        WeighError: there is no config.json, or one that cannot be counted.
+    """
+    from weighbridge.formats import compare as comparing
+    from weighbridge.formats.salvage import config_and_files
+
+    expected, stored, problems = config_and_files(os.fspath(model), offline=offline)
+    return comparing.report(
+        comparing.compare(expected, stored, problems),
+        signature=str(expected.signature),
+        source=str(expected.source),
+        built=expected.metadata["built"],
+    )
+
+
 def _open(spec: object, **options: Any) -> Ledger:
     if isinstance(spec, (str, os.PathLike)):
         return _named(open_model(spec, **options))

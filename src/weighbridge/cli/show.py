@@ -19,6 +19,9 @@ from weighbridge.cli import output
 @click.option("--tensors", is_flag=True, help="Every tensor with its shape, dtype and meaning.")
 @click.option("--match", metavar="GLOB", help="List only the tensors whose name matches, as in 'model.layers.0.*'.")
 @click.option("--explain", is_flag=True, help="Each count's formula with the numbers put in.")
+@click.option(
+    "--compare", is_flag=True, help="config.json against the files: missing, unexpected, wrong shape. Exit 1 if any is."
+)
 @output.file
 @output.base
 @output.offline
@@ -31,11 +34,12 @@ def show(
     tensors: bool,
     match: str | None,
     explain: bool,
+    compare: bool,
     file: str | None,
     base: str | None,
     offline: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """What parameters a model has: total and active, by role, by dtype; buffers and extras; from headers alone.
 
     Where there are no weights, config.json alone is counted. Several MODELs are shown side by side.
@@ -49,6 +53,12 @@ def show(
     glob = match if match is not None else ("*" if tensors else None)
     if len(models) > 1 and (layers or glob is not None or explain or file or base):
         raise click.UsageError("--layers, --tensors, --match, --explain, --file and --base are for one model at a time")
+    if compare:
+        if len(models) != 1 or arch or settings or layers or glob is not None or explain or file or base:
+            raise click.UsageError("--compare is for one MODEL and no other option")
+        compared = verbs.compare(models[0], offline=offline)
+        output.emit(compared, as_json=as_json)
+        return 0 if compared.to_dict()["compare"]["complete"] else 1
     with output.progress("headers") as advance:
         report = verbs.show(
             *models,
@@ -63,3 +73,4 @@ def show(
             progress=advance,
         )
     output.emit(report, as_json=as_json)
+    return 0

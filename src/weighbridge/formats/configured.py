@@ -8,9 +8,9 @@ from math import prod
 from weighbridge.formats import config as configs
 from weighbridge.formats import naming
 from weighbridge.formats.blueprints import NotCovered, build, type_of_class, types
-from weighbridge.formats.mixing import mixers_of, routers_of
+from weighbridge.formats.closed_form import closed_form
 from weighbridge.ledger import DTYPES, Architecture, DType, Kind, Ledger, Rows, Source, Stated, kind_of
-from weighbridge.ledger.errors import Malformed, Refused, Unknown
+from weighbridge.ledger.errors import Malformed, NotFound, Refused, Unknown
 
 _DTYPES = {
     "float64": "F64",
@@ -35,12 +35,19 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
     """
     model_type, class_name = _asked(config)
     notes: list[str] = []
+    metadata: dict[str, object] = {}
+    if model_type is None and class_name is None:
+        raise NotFound(
+            f"{location} has no weights, and its config.json states neither model_type nor architectures",
+            fix="download the weights, or --set model_type=TYPE",
+        )
     try:
         if model_type is None:
-            raise NotCovered("config.json states no model_type")
+            raise NotCovered(f"config.json states no model_type, and no blueprint knows a class {class_name}")
         built = build(config, model_type=model_type, class_name=class_name)
         tensors, buffers, ties, class_name = built.tensors, built.buffers, built.ties, built.class_name
         way = {"class": class_name, "by": f"blueprint of {model_type}"}
+        metadata["closed_form"] = lambda ledger: closed_form(ledger, config, built.model_type, built.class_name)
         architecture = configs.from_config(config, built=built)
     except NotCovered as uncovered:
         from weighbridge.formats import meta
@@ -64,7 +71,7 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
         format="config",
         rows=rows,
         architecture=replace(architecture, classes=architecture.classes or (class_name,)),
-        metadata={"built": way},
+        metadata=metadata | {"built": way},
         aliases=ties,
         signature=naming.signature(
             base=name, version=version, architecture=architecture, metadata={}, config=config

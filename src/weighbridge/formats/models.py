@@ -1,28 +1,27 @@
 """From what a user types to a ledger."""
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weighbridge.formats import config as configs
-from weighbridge.formats import naming, peft, safetensors, shards
+from weighbridge.formats import naming, peft, pipeline, shards
 from weighbridge.formats.candidates import candidates
 from weighbridge.formats.choose import Choice, choose
+from weighbridge.formats.detect import read_header
 from weighbridge.formats.folder import LocalFolder, Repository, read_small
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
+from weighbridge.formats.locate import HUB_ID, locate
 from weighbridge.formats.plain_json import parse_json
 from weighbridge.ledger import Architecture, File, Ledger, Rows, Signature, Source, Stated
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, WeighError
 
 Progress = Callable[[int, int], None]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
 CONFIG = "config.json"
 # JSON files that lie beside weights and describe no model, or not as config.json does.
 _NO_CONFIGS = frozenset({"adapter_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"})
-_ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +62,13 @@ def open_model(
         WeighError: every way in which this can fail, with its mend.
 
     """
-    repository, selector, file = _repository(os.fspath(spec), file, offline=offline)
+    repository, selector, file = locate(os.fspath(spec), file, offline=offline)
     if settings or _is_config_alone(repository, file):
         if selector or base:
             raise Refused(f"{spec} is taken for its config.json", fix="leave :: and --base out")
         return _configured(repository, file or CONFIG, settings or {})
+    if pipeline.INDEX in repository.files and selector is None and file is None:
+        return _pipeline(repository, progress=progress)
     parts = _read(repository, selector=selector, file=file, progress=progress)
     if parts.choice.kind == "adapter":
         return _with_base(parts, base=base, offline=offline)
@@ -77,7 +78,7 @@ def open_model(
 
 
 def _parts(spec: str, *, file: str | None, offline: bool, progress: Progress | None) -> _Parts:
-    repository, selector, file = _repository(spec, file, offline=offline)
+    repository, selector, file = locate(spec, file, offline=offline)
     return _read(repository, selector=selector, file=file, progress=progress)
 
 
@@ -91,6 +92,50 @@ def of_arch(model_type: str, settings: Mapping[str, object]) -> Ledger:
 
     config = configured.with_settings(configured.of_arch(model_type), settings)
     return configured.ledger_of(config, location=f"--arch {model_type}", name=model_type)
+
+
+def _pipeline(repository: Repository, *, progress: Progress | None) -> Ledger:
+    """The models of a diffusers pipeline as one, each under the name of its folder."""
+    raw = read_small(repository, pipeline.INDEX, largest=configs.LARGEST) or b""
+    files: list[File] = []
+    rows: list[Rows] = []
+    stated: list[Stated] = []
+    aliases: dict[str, str] = {}
+    counted: dict[str, object] = {}
+    for name, class_name in pipeline.components(repository, raw):
+        part = pipeline.Component(repository, name)
+        if not candidates(part.files):
+            if any(path.endswith("config.json") and "_model" not in path for path in part.files) and CONFIG in part.files:
+                raise NotFound(f"{part.location} ({class_name}) has no weights", fix="download them beside its config.json")
+            continue  # a scheduler, a tokenizer: no model
+        ledger = _ledger(_read(part, selector=None, file=None, progress=progress))
+        own = ledger.rows.after(len(files))
+        rows.append(Rows(names=[f"{name}.{n}" for n in own.names], kinds=own.kinds, files=own.files, offsets=own.offsets))
+        files += ledger.source.files
+        aliases |= {f"{name}.{copy}": f"{name}.{original}" for copy, original in ledger.ties.items()}
+        stated.append(_judged(ledger, name))
+        counted[name] = {"class": class_name, "parameters": ledger.total, "bytes": ledger.nbytes}
+    if not rows:
+        raise NotFound(f"{repository.location} is a pipeline of which no model is there", fix="download its folders")
+    return Ledger(
+        source=Source(location=repository.location, files=files),
+        format="diffusers pipeline",
+        rows=Rows.joined(rows),
+        metadata={"components": counted},
+        aliases=aliases,
+        signature=Signature(base_model=repository.base.lower(), version=repository.version),
+        stated=Stated.joined(stated),
+    )
+
+
+def _judged(ledger: Ledger, name: str) -> Stated:
+    """What was found of a model's tensors, as statements under the model's name: a neighbor's config says nothing of it."""
+    judged = [(f"{name}.{n}", family) for family in ledger.families for n in family.names]
+    return Stated(
+        kinds={n: family.extra or family.kind for n, family in judged},
+        roles={n: family.role for n, family in judged},
+        elements={n: family.elements for n, family in judged},
+    )
 
 
 def _is_config_alone(repository: Repository, file: str | None) -> bool:
@@ -109,41 +154,6 @@ def _configured(repository: Repository, name: str, settings: Mapping[str, object
     return configured.ledger_of(
         config, location=repository.location, name=repository.base, version=repository.version
     )
-
-
-def _repository(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, str | None, str | None]:
-    """Where a model's files lie, the label chosen among them, the file chosen among them."""
-    name, marked, selector = spec.partition("::")
-    if not name or (marked and not selector):
-        raise NotFound(f"no model is called {spec!r}", fix="give a path, a hub id (org/name) or ollama:NAME")
-    if spec.startswith("ollama:"):
-        from weighbridge.formats.ollama import find
-
-        return find(spec), None, None
-    path = Path(name).expanduser()
-    try:
-        is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError):
-        is_folder = exists = False
-    if is_folder:
-        base, version = naming.local_base(path)
-        return LocalFolder(path, location=spec, base=base, version=version), selector or None, file
-    if exists:
-        if selector or file:
-            raise Refused(
-                f"{name} is one file: there is nothing to choose", fix="leave the choice out, or name its folder"
-            )
-        base, version = naming.local_base(path)
-        folder = LocalFolder(path.parent, location=spec, base=base, version=version, deep=False)
-        if path.name not in folder.files:
-            LocalFile(path)  # says why: not a regular file, or not readable
-        return folder, None, path.name
-    is_path = name.startswith((".", "/", "~")) or name.lower().endswith(_ENDINGS)
-    if is_path or not _HUB_ID.fullmatch(name.partition("@")[0]):
-        raise NotFound(f"no such file or folder: {name}", fix="give a path, a hub id (org/name) or ollama:NAME")
-    from weighbridge.formats.hub import resolve
-
-    return resolve(spec, file=file, offline=offline), selector or None, file
 
 
 def _read(
@@ -170,7 +180,7 @@ def _read(
     files = [repository.open(name) for name in names]
     if prefetch is not None:
         prefetch(files, progress=progress)
-    headers = [(name, _header(opened, at)) for at, (name, opened) in enumerate(zip(names, files, strict=True))]
+    headers = [(name, read_header(opened, at)) for at, (name, opened) in enumerate(zip(names, files, strict=True))]
     for opened in files:
         if isinstance(opened, LocalFile):
             opened.close()  # a model of 1,000 shards must not hold 1,000 descriptors
@@ -193,31 +203,6 @@ def _read(
 def _json(repository: Repository, name: str) -> dict[str, object]:
     raw = read_small(repository, name, largest=configs.LARGEST)
     return {} if raw is None else parse_json(raw, name)
-
-
-def _header(file: File, index: int) -> Header:
-    """Read by the reader whose magic the file begins with: names and endings may lie."""
-    start = file.read(0, 9)
-    if start[8:] == b"{":  # first, since a header of 640 bytes begins like a pickle: 80 02
-        return safetensors.read(file, index=index)
-    if start[:4] == b"GGUF":
-        from weighbridge.formats import gguf
-
-        return gguf.read(file, index=index)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        from weighbridge.formats import torch_file
-
-        return torch_file.read(file, index=index)
-    if start.startswith(b"version "):
-        raise Malformed(f"{file.name} is a Git LFS pointer, not the file itself", fix="git lfs pull")
-    if start.lower().startswith((b"<!doctype", b"<html")):
-        raise Malformed(f"{file.name} is a web page, not a model", fix="download it again")
-    if int.from_bytes(start[:8], "little") > safetensors.LARGEST_HEADER:
-        raise Malformed(
-            f"{file.name} is no model file",
-            fix="safetensors, GGUF and PyTorch files are read, whatever they are called",
-        )
-    return safetensors.read(file, index=index)
 
 
 def _check_split(headers: Sequence[tuple[str, Header]], joined: Header) -> None:
@@ -314,7 +299,7 @@ def _base_at_hand(name: str | None, parts: _Parts, *, insist: bool, offline: boo
         place = next((os.path.normpath(path) for path in places if path.exists()), None)
     except (OSError, ValueError):  # a name that no path can have
         place = None
-    if place is None and _HUB_ID.fullmatch(name):
+    if place is None and HUB_ID.fullmatch(name):
         from weighbridge.formats.hub import cached_snapshot
 
         snapshot = cached_snapshot(name, "main")

@@ -16,6 +16,12 @@ def total(ledger: Ledger) -> str:
     return f"{_sum(ledger.parameters, ledger.architecture.layers)} = {ledger.total:,}"
 
 
+def closed(ledger: Ledger) -> str | None:
+    """The total in terms of the config's fields, where a blueprint built the model."""
+    formula = ledger.metadata.get("closed_form")
+    return formula(ledger) if callable(formula) else None
+
+
 def by_role(ledger: Ledger) -> dict[str, str]:
     """The formula of each role's count."""
     layers = ledger.architecture.layers

@@ -54,6 +54,7 @@ def show(
         *_dtypes(ledger),
         *_buffers(ledger),
         *_extras(ledger),
+        *_components(ledger),
         *_training(training),
     ]
     if training:
@@ -131,8 +132,9 @@ def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -
         "architecture": ledger.architecture.to_dict(),
         "notes": list(ledger.notes),
     }
-    if "built" in ledger.metadata:
-        data["built"] = ledger.metadata["built"]
+    for name in ("built", "components"):
+        if name in ledger.metadata:
+            data[name] = ledger.metadata[name]
     if layers:
         data["layers"] = ledger.by_layer()
     if tensors is not None:
@@ -159,6 +161,7 @@ def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -
         ]
     if explain:
         data["explain"] = {
+            "closed_form": formulas.closed(ledger),
             "total": formulas.total(ledger),
             "active": _or_none(lambda: formulas.active(ledger)),
             "by_role": formulas.by_role(ledger),
@@ -244,6 +247,15 @@ def _extras(ledger: Ledger) -> list[Block]:
     return [table, Line(text=_reconciliation(ledger), faint=True)]
 
 
+def _components(ledger: Ledger) -> list[Block]:
+    """The models of a pipeline, a row each."""
+    parts = ledger.metadata.get("components")
+    if not isinstance(parts, dict):
+        return []
+    rows = [(name, part["class"], f"{part['parameters']:,}", part["bytes"].human()) for name, part in parts.items()]
+    return [Table(columns=("component", "class", ">parameters", ">bytes"), rows=rows)]
+
+
 def _training(training: Training | None) -> list[Block]:
     """A table each of what is kept beside the parameters, with the line that says what it is."""
     blocks: list[Block] = []
@@ -302,7 +314,9 @@ def _tensors(ledger: Ledger, glob: str) -> Table:
 
 
 def _explained(ledger: Ledger) -> list[str]:
-    lines = [f"total: {formulas.total(ledger)}"]
+    closed = formulas.closed(ledger)
+    lines = [f"closed form: {closed}"] if closed else []
+    lines.append(f"total: {formulas.total(ledger)}")
     lines += [f"{role}: {formula}" for role, formula in formulas.by_role(ledger).items()]
     try:
         lines.append(f"active: {formulas.active(ledger)}")

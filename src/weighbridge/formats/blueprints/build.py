@@ -7,6 +7,7 @@ from typing import Any
 
 from weighbridge.formats.blueprints import library
 from weighbridge.formats.blueprints.expressions import bind
+from weighbridge.formats.blueprints.forms import form, forms
 from weighbridge.formats.blueprints.language import Call, Expr, Part, Statement, pieces
 from weighbridge.formats.blueprints.settings import Settings
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
@@ -28,15 +29,28 @@ class Built:
 
     model_type: str
     class_name: str
+    settings: Settings
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     buffers: dict[str, tuple[tuple[int, ...], str | None]] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
     mixers: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)  # (layer, kind, facts)
     routers: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    forms: dict[str, list[str]] = field(default_factory=dict)  # shapes in the config's terms, where asked for
+    counts: dict[str, tuple[str, int]] = field(default_factory=dict)  # likewise, how many modules a list has
 
 
-def build(config: Mapping[str, Any], *, model_type: str, class_name: str | None = None) -> Built:
+def build(
+    config: Mapping[str, Any],
+    *,
+    model_type: str,
+    class_name: str | None = None,
+    facts_only: bool = False,
+    forms: bool = False,
+) -> Built:
     """The model of a config; `class_name` is the one wanted, by default the type's usual one.
+
+    `facts_only` leaves the tensors out: how layers mix tokens is all that is wanted. `forms` gives every shape in terms of
+    the config's fields, too.
 
     Raises:
         NotCovered: no blueprint knows the type, the class, or a choice that the config makes.
@@ -49,9 +63,10 @@ def build(config: Mapping[str, Any], *, model_type: str, class_name: str | None 
     name, part = family.class_part(model_type, class_name)
     if part is None:
         raise NotCovered(f"the blueprint of {model_type} knows no class {name!r}")
-    built = Built(model_type=model_type, class_name=name)
-    _Builder(built).part(part, family, settings, {}, "", depth=0)
-    built.ties = _resolved(built)
+    built = Built(model_type=model_type, class_name=name, settings=settings)
+    _Builder(built, facts_only=facts_only, forms=forms).part(part, family, settings, {}, "", depth=0)
+    if not facts_only:
+        built.ties = _resolved(built)
     return built
 
 
@@ -72,12 +87,12 @@ def _resolved(built: Built) -> dict[str, str]:
 
 
 class _Scope:
-    """Names of one part: its parameters and lets, then the config's fields."""
+    """Names of one part: its parameters and lets, then the config's fields. `terms` are what the names stand for."""
 
-    __slots__ = ("names", "settings")
+    __slots__ = ("names", "settings", "terms")
 
-    def __init__(self, names: dict[str, Any], settings: Settings) -> None:
-        self.names, self.settings = names, settings
+    def __init__(self, names: dict[str, Any], settings: Settings, terms: dict[str, str] | None = None) -> None:
+        self.names, self.settings, self.terms = names, settings, {} if terms is None else terms
 
     def read(self, name: str, /) -> Any:
         return self.names[name] if name in self.names else self.settings.read(name)
@@ -162,28 +177,40 @@ def _require(statement: Statement, scope: _Scope) -> None:
 
 
 class _Builder:
-    def __init__(self, built: Built) -> None:
+    def __init__(self, built: Built, *, facts_only: bool, forms: bool) -> None:
         self.built = built
+        self.facts_only = facts_only
+        self.forms = forms
         self.steps = 0
 
     def part(
-        self, part: Part, family: library.Family, settings: Settings, arguments: dict[str, Any], prefix: str, *, depth: int
+        self,
+        part: Part,
+        family: library.Family,
+        settings: Settings,
+        arguments: dict[str, Any],
+        prefix: str,
+        *,
+        depth: int,
+        terms: dict[str, str] | None = None,
     ) -> None:
         """Adds what a part holds, below `prefix`."""
         if depth > _DEEPEST:
             raise Malformed(f"parts nested {depth} deep at {prefix}")
-        scope = _Scope(arguments, settings)
+        scope = _Scope(arguments, settings, terms)
         for name, default in part.parameters:
             if name not in arguments:
                 if default is None:
                     raise Malformed(f"{part.name} needs {name}")
-                arguments[name] = _compute(default, scope)
+                self._bind(name, default, scope, scope)
         self.body(part.body, family, scope, prefix, depth)
 
     def body(
         self, statements: tuple[Statement, ...], family: library.Family, scope: _Scope, prefix: str, depth: int
     ) -> None:
         for statement in statements:
+            if self.facts_only and statement.kind in ("tensor", "buffer", "tie"):
+                continue
             self.steps += 1
             if self.steps > _MOST_STEPS:
                 raise Refused("a model of more parts than any has", fix="look at its counts of layers and experts")
@@ -201,7 +228,9 @@ class _Builder:
             raise Refused(
                 f"more than {_MOST_TENSORS:,} tensors at {name}", fix="look at the config's counts of layers and experts"
             )
-        self.built.tensors[name] = self._shape(statement.expressions[0], scope, name)
+        shape = self.built.tensors[name] = self._shape(statement.expressions[0], scope, name)
+        if self.forms:
+            self.built.forms[name] = forms(statement.expressions[0].text, scope.terms, scope.settings, shape)
 
     def _buffer(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         name = prefix + self._name(statement.name, scope)
@@ -222,8 +251,13 @@ class _Builder:
         values = _compute(statement.expressions[0], scope)
         if not isinstance(values, (list, tuple, range)):
             raise _named("no list", statement.expressions[0], scope)
+        if self.forms and len(statement.body) == 1 and statement.body[0].kind == "module":
+            place = prefix + statement.body[0].name.partition(".{")[0]
+            text = statement.expressions[0].text.removeprefix("range(").removesuffix(")")
+            self.built.counts[place] = (form(text, scope.terms, scope.settings, len(values)), len(values))
         for value in values:
             scope.names |= bind(names, value)
+            scope.terms |= {name: repr(scope.names[name]) for name in names} if self.forms else {}
             self.body(statement.body, family, scope, prefix, depth)
 
     def _if(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
@@ -231,7 +265,7 @@ class _Builder:
         self.body(chosen, family, scope, prefix, depth)
 
     def _let(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
-        scope.names[statement.name] = _compute(statement.expressions[0], scope)
+        self._bind(statement.name, statement.expressions[0], scope, scope)
 
     def _require(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         _require(statement, scope)
@@ -255,9 +289,9 @@ class _Builder:
     def call(self, call: Call, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         """Builds a part with its arguments. `auto(config)` is the base model of that config's own type."""
         settings = scope.settings
-        positional = [_compute(argument, scope) for argument in call.positional]
-        named = {name: _compute(argument, scope) for name, argument in call.named}
         if call.part == "auto":
+            positional = [_compute(argument, scope) for argument in call.positional]
+            named = {name: _compute(argument, scope) for name, argument in call.named}
             inner = positional[0]
             if not isinstance(inner, Settings):
                 raise Malformed(f"no config for {prefix.rstrip('.')}")
@@ -277,17 +311,27 @@ class _Builder:
         if found is None:
             raise Malformed(f"no part is called {call.part}")
         names = [name for name, _ in found.parameters]
-        if len(positional) > len(names) or not named.keys() <= set(names):
+        if len(call.positional) > len(names) or not {name for name, _ in call.named} <= set(names):
             raise Malformed(f"{call.part} takes {', '.join(names)}")
-        arguments = dict(zip(names, positional, strict=False)) | named
+        inside = _Scope({}, settings)
+        for name, argument in [*zip(names, call.positional, strict=False), *call.named]:
+            self._bind(name, argument, scope, inside)
         try:
-            self.part(found, family, settings, arguments, prefix, depth=depth + 1)
+            self.part(found, family, settings, inside.names, prefix, depth=depth + 1, terms=inside.terms)
         except _Unnamed as error:
             given = [*call.positional, *(value for _, value in call.named)]
             values = list(dict.fromkeys(value for argument in given for value in _fields(argument, scope)))
             if not values:
                 raise
             raise Malformed(f"{error.what}; {', '.join(values)}") from None
+
+    def _bind(self, name: str, expression: Expr, scope: _Scope, target: _Scope) -> None:
+        """Gives a name in `target` the value that an expression has in `scope`."""
+        value = _compute(expression, scope)
+        if self.forms:
+            plain = isinstance(value, int) and not isinstance(value, bool)
+            target.terms[name] = form(expression.text, scope.terms, scope.settings, value) if plain else repr(value)
+        target.names[name] = value
 
     def _name(self, name: str, scope: _Scope) -> str:
         if "{" not in name:

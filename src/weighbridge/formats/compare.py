@@ -1,0 +1,238 @@
+"""A checkpoint against its own config.json: what the files lack, what the config does not explain, what has another shape.
+
+The first thing to run on a broken download: files that are missing or damaged do not stop it, they are part of the answer.
+
+Checkpoints seldom use the very names that the class uses today: prefixes come and go, experts are stored one by one or
+stacked, projections apart or fused. Names are matched in this order: as they are; without the words that only say
+"the model" (`model.`, `language_model.`); and what is then left over in one layer, by the number of elements.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from weighbridge.ledger import Ledger
+from weighbridge.ledger.report import Block, Line, Report, Table, Title
+
+_PACKED_LEAVES = {"qweight": "weight", "weight_packed": "weight", "W_q": "weight", "_weight_qdata": "weight"}
+_OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
+# Words that name no place in a model of their own.
+_EMPTY_WORDS = frozenset({"model", "language_model", "module", "base_model", "transformer", "text_model", "_orig_mod"})
+_LAYER = re.compile(r"^(.*?\.?\d+)\.")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_MOST_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A tensor of the files, as the ledger understands it."""
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    kind: str
+    packed: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """What came of it. Names are the config's where both have one."""
+
+    matched: int = 0
+    missing: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    unexpected: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    otherwise: list[tuple[str, int, int, int]] = field(default_factory=list)  # (layer, expected, stored, elements)
+    missing_experts: dict[str, list[int]] = field(default_factory=dict)
+    buffers_missing: list[str] = field(default_factory=list)
+    buffers_unexpected: list[str] = field(default_factory=list)
+    extras: Mapping[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the files hold just what the config describes."""
+        return not (self.missing or self.unexpected or self.wrong_shape or self.missing_experts or self.problems)
+
+
+def compare(expected: Ledger, stored: Ledger | None, problems: Sequence[str]) -> Comparison:
+    """What the files hold against what the config describes. `problems` are files that could not be read."""
+    found = Comparison(problems=list(problems))
+    buffers = {t.name: t.shape for t in expected.tensors if t.kind == "buffer"}
+    wanted = {t.name: t.shape for t in expected.tensors if t.kind == "parameter"}
+    held = _stored(stored, found) if stored is not None else []
+    words = _EMPTY_WORDS | _top_words(wanted)
+    found.buffers_missing = _without(buffers, {one.name for one in held}, words)
+    matched = _matched({**wanted, **buffers}, held, words)
+    tied = {*expected.ties}
+    loose: list[Stored] = []
+    seen = set()
+    for one in held:
+        name = matched.get(one.name)
+        if name is None:
+            if one.kind == "buffer":
+                found.buffers_unexpected.append(one.name)
+            elif one.name not in tied and _bare(one.name, words) not in {_bare(copy, words) for copy in tied}:
+                loose.append(one)
+            continue
+        seen.add(name)
+        shape = wanted.get(name, buffers.get(name, ()))
+        if name in buffers:
+            continue
+        if (one.shape != shape and not one.packed) or one.elements != prod(shape):
+            found.wrong_shape[name] = (shape, one.shape)
+        else:
+            found.matched += 1
+    left = {name: shape for name, shape in wanted.items() if name not in seen}
+    _by_layer(left, loose, found, words)
+    return found
+
+
+def _stored(ledger: Ledger, found: Comparison) -> list[Stored]:
+    held = []
+    found.extras = ledger.extras
+    for family in ledger.families:
+        if family.extra is not None:
+            continue
+        packed = family.elements != prod(family.shape) or family.dtype.kind not in ("float", "complex")
+        held += [
+            Stored(name=name, shape=family.shape, elements=family.elements, kind=family.kind, packed=packed)
+            for name in family.names
+        ]
+    return held
+
+
+def _top_words(names: Iterable[str]) -> frozenset[str]:
+    """The base model's own prefix (`bert.`, `vit.`): the first word of nearly every name."""
+    firsts: defaultdict[str, int] = defaultdict(int)
+    total = 0
+    for name in names:
+        firsts[name.partition(".")[0]] += 1
+        total += 1
+    return frozenset(word for word, count in firsts.items() if count * 2 > total and not word.isdigit())
+
+
+def _bare(name: str, words: frozenset[str]) -> str:
+    """The name without words that only say "the model", and with today's leaf names."""
+    parts = [part for part in name.split(".") if part not in words]
+    if parts:
+        parts[-1] = _PACKED_LEAVES.get(parts[-1], _OLD_LEAVES.get(parts[-1], parts[-1]))
+    return ".".join(parts)
+
+
+def _matched(wanted: Mapping[str, object], held: Sequence[Stored], words: frozenset[str]) -> dict[str, str]:
+    """{stored name: the config's name}, one to one."""
+    found = {one.name: one.name for one in held if one.name in wanted}
+    by_bare: defaultdict[str, list[str]] = defaultdict(list)
+    for name in wanted:
+        if name not in found:
+            by_bare[_bare(name, words)].append(name)
+    mine: defaultdict[str, list[str]] = defaultdict(list)
+    for one in held:
+        if one.name not in found:
+            mine[_bare(one.name, words)].append(one.name)
+    for bare, names in mine.items():
+        others = by_bare.get(bare, [])
+        if len(names) == len(others) == 1:
+            found[names[0]] = others[0]
+    return found
+
+
+def _without(buffers: Mapping[str, object], held: set[str], words: frozenset[str]) -> list[str]:
+    bare = {_bare(name, words) for name in held}
+    return [name for name in buffers if name not in held and _bare(name, words) not in bare]
+
+
+def _by_layer(
+    left: Mapping[str, tuple[int, ...]], loose: Sequence[Stored], found: Comparison, words: frozenset[str]
+) -> None:
+    """What is left over, layer by layer: the same number of elements is the same layer stored otherwise."""
+    wanted: defaultdict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for name, shape in left.items():
+        wanted[_layer(_bare(name, words))][name] = shape
+    held: defaultdict[str, list[Stored]] = defaultdict(list)
+    for one in loose:
+        held[_layer(_bare(one.name, words))].append(one)
+    for layer in {**wanted, **held}:
+        expected, ours = wanted.get(layer, {}), held.get(layer, [])
+        elements = sum(map(prod, expected.values()))
+        if expected and ours and elements == sum(one.elements for one in ours):
+            found.otherwise.append((layer, len(expected), len(ours), elements))
+            continue
+        gaps = _gaps(expected, ours)
+        if gaps:
+            found.missing_experts[layer] = gaps
+            continue
+        found.missing |= expected
+        found.unexpected |= {one.name: one.shape for one in ours}
+
+
+def _layer(bare: str) -> str:
+    match = _LAYER.match(bare)
+    return match[1] if match else ""
+
+
+def _gaps(expected: Mapping[str, tuple[int, ...]], ours: Sequence[Stored]) -> list[int]:
+    """Experts that the files lack, where they store them one by one and the config stacks them."""
+    counts = {shape[0] for name, shape in expected.items() if ".experts." in name and len(shape) >= 3}
+    numbers = {int(match[1]) for one in ours if (match := _EXPERT.search(one.name))}
+    if len(counts) != 1 or not numbers:
+        return []
+    return sorted(set(range(counts.pop())) - numbers)
+
+
+def report(found: Comparison, *, signature: str, source: str, built: object) -> Report:
+    """The comparison as a report; its data is under `compare`."""
+    data = {
+        "complete": found.complete,
+        "matched": found.matched,
+        "missing": {name: list(shape) for name, shape in found.missing.items()},
+        "unexpected": {name: list(shape) for name, shape in found.unexpected.items()},
+        "wrong_shape": {name: {"config": list(a), "files": list(b)} for name, (a, b) in found.wrong_shape.items()},
+        "missing_experts": found.missing_experts,
+        "stored_otherwise": [
+            {"layer": layer, "config_tensors": a, "stored_tensors": b, "elements": n} for layer, a, b, n in found.otherwise
+        ],
+        "buffers": {"missing": found.buffers_missing, "unexpected": found.buffers_unexpected},
+        "extras": dict(found.extras),
+        "files": found.problems,
+    }
+    verdict = "the files hold what config.json describes" if found.complete else "the files do NOT hold what config.json describes"
+    rows = [("matched", f"{found.matched:,}", "tensors with the config's name and shape")]
+    if found.otherwise:
+        a, b = (sum(row[at] for row in found.otherwise) for at in (1, 2))
+        rows.append(("stored otherwise", f"{b:,}", f"for {a:,} of the config's: fused, split or stacked, element for element"))
+    counts = (
+        ("missing", len(found.missing), "in the config, not in the files"),
+        ("missing experts", sum(map(len, found.missing_experts.values())), "of those stored one by one"),
+        ("unexpected", len(found.unexpected), "in the files, not in the config"),
+        ("wrong shape", len(found.wrong_shape), "another shape than the config gives them"),
+        ("unreadable files", len(found.problems), ""),
+        ("buffers missing", len(found.buffers_missing), "not learned: computed anew or left at their start"),
+        ("buffers unexpected", len(found.buffers_unexpected), "not learned: today's class computes them"),
+    )
+    rows += [(name, f"{count:,}", what) for name, count, what in counts if count]
+    rows += [(name.replace("_", " "), f"{count:,}", "elements beside the model's own") for name, count in found.extras.items()]
+    blocks: list[Block] = [Title(text=verdict, detail=f"{source} · {signature}"), Table(columns=("", ">", ""), rows=rows)]
+    blocks += [Line(text=f"file: {problem}") for problem in found.problems[:_MOST_LISTED]]
+    listed = [(name, _shape(shape), "missing") for name, shape in found.missing.items()]
+    listed += [(layer, ", ".join(map(str, gaps[:12])), "experts missing") for layer, gaps in found.missing_experts.items()]
+    listed += [(name, _shape(shape), "unexpected") for name, shape in found.unexpected.items()]
+    listed += [(name, f"{_shape(a)}, stored {_shape(b)}", "wrong shape") for name, (a, b) in found.wrong_shape.items()]
+    if listed:
+        shown = listed[:_MOST_LISTED]
+        if len(listed) > len(shown):
+            shown.append((f"and {len(listed) - len(shown):,} more", "(--json lists them)", ""))
+        blocks.append(Table(columns=("tensor", "shape", "what"), rows=shown))
+    return Report(
+        verb="show",
+        data={"signature": signature, "source": source, "built": built, "compare": data},
+        blocks=blocks,
+        summary=verdict,
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"

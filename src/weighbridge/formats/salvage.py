@@ -1,0 +1,88 @@
+"""What can be read of a checkpoint with missing or damaged files: for `weigh show --compare`, which asks just that."""
+
+from collections.abc import Mapping
+
+from weighbridge.formats import config as configs
+from weighbridge.formats import configured, shards
+from weighbridge.formats.candidates import Candidate, candidates
+from weighbridge.formats.detect import read_header
+from weighbridge.formats.folder import Repository, read_small
+from weighbridge.formats.header import Header
+from weighbridge.formats.locate import locate
+from weighbridge.formats.plain_json import parse_json
+from weighbridge.ledger import File, Ledger, Rows, Source, Stated
+from weighbridge.ledger.errors import NotFound, Refused, Truncated, WeighError
+
+CONFIG = "config.json"
+
+
+def config_and_files(spec: str, *, offline: bool = False) -> tuple[Ledger, Ledger | None, list[str]]:
+    """(what config.json describes, what the files hold, files that are missing or damaged).
+
+    Raises:
+        NotFound: no config.json to compare with.
+        Refused: files that no config.json describes: GGUF, an adapter.
+    """
+    repository, selector, file = locate(spec, None, offline=offline)
+    if CONFIG not in repository.files:
+        raise NotFound(f"{spec} has no config.json to compare with", fix="download it beside the weights")
+    if file is not None or selector:
+        raise Refused("--compare is for a folder or repository as a whole", fix="leave the file out")
+    raw = read_small(repository, CONFIG, largest=configs.LARGEST)
+    config = parse_json(raw or b"", CONFIG)
+    expected = configured.ledger_of(
+        config, location=repository.location, name=repository.base, version=repository.version
+    )
+    found = [one for one in candidates(repository.files) if not one.folder and not one.apart]
+    found = [one for one in found if one.kind in ("safetensors", "torch")]
+    main = [one for one in found if one.kind == "safetensors"] or found
+    if not main and "adapter_config.json" in repository.files:
+        raise Refused(f"{spec} is an adapter: its config.json, if any, describes its base", fix="compare the base")
+    return expected, *_read(repository, main, config)
+
+
+def _read(
+    repository: Repository, found: list[Candidate], config: Mapping[str, object]
+) -> tuple[Ledger | None, list[str]]:
+    names = sorted({name for one in found for name in one.files})
+    problems: list[str] = []
+    index = next((name for name in repository.files if name.endswith(("safetensors.index.json", "bin.index.json"))), None)
+    if index is not None:
+        try:
+            listed = shards.listed(read_small(repository, index, largest=shards.LARGEST_INDEX) or b"", index)
+        except WeighError as error:
+            problems.append(str(error))
+        else:
+            wanted = sorted(set(listed.values()))
+            held = {name: sum(shard == name for shard in listed.values()) for name in wanted}
+            problems += [
+                f"{name} is not there: {held[name]:,} tensors" for name in wanted if name not in repository.files
+            ]
+            names = [name for name in wanted if name in repository.files] or names
+    else:
+        problems += [f"{name} is not there" for one in found for name in one.missing]
+    files: list[File] = []
+    headers: list[Header] = []
+    for name in names:
+        opened = repository.open(name)
+        try:
+            headers.append(read_header(opened, len(files)))
+        except Truncated as error:
+            problems.append(str(error))
+            continue
+        except WeighError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        files.append(opened)
+    if not headers:
+        return None, problems or [f"{repository.location} has no weights"]
+    ledger = Ledger(
+        source=Source(location=repository.location, files=files),
+        format=found[0].kind,
+        rows=Rows.joined([Rows.of(header.rows) for header in headers]),
+        architecture=configs.from_config(config),
+        metadata={key: value for header in headers for key, value in header.metadata.items()},
+        aliases={copy: original for header in headers for copy, original in header.aliases.items()},
+        stated=Stated.joined([header.stated for header in headers]),
+    )
+    return ledger, problems

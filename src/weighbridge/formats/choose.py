@@ -1,7 +1,7 @@
 """Which files of a folder or repository are the model, by names and sizes alone: nothing is opened.
 
 What transformers, PEFT and llama.cpp write and load by default is chosen; where two models are left, none is. In order:
-safetensors or an adapter, then GGUF, then PyTorch files, then the same in subfolders.
+safetensors or an adapter, then GGUF, then PyTorch files, then formats of single files, then the same in subfolders.
 """
 
 import difflib
@@ -22,7 +22,7 @@ _MOST_LISTED = 40
 class Choice:
     """A model's files.
 
-    `kind` is "safetensors", "gguf", "torch" or "adapter"; of a file named by the user with another ending, that ending.
+    `kind` is "safetensors", "gguf", "torch" or "adapter"; of a file with another ending, that ending.
     `index` lists which tensor lies in which of the files. `label` is a GGUF's quantization, as its name says it.
     """
 
@@ -127,6 +127,8 @@ def _preferred(
         torch = [one for one in level if one.kind == "torch"]
         if torch:
             return _without_copies([one for one in torch if one.stem == "pytorch_model"] or torch)
+        if level:
+            return level
     return []
 
 

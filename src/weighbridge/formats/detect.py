@@ -1,35 +1,69 @@
-"""Which reader a file needs, by the bytes it begins with: names and endings may lie."""
+"""Which reader a file needs, by the bytes it begins with: names and endings may lie, and only protobufs need theirs."""
+
+from collections.abc import Callable
+from importlib import import_module
 
 from weighbridge.formats import safetensors
+from weighbridge.formats.candidates import TORCH
 from weighbridge.formats.header import Header
 from weighbridge.ledger import File
-from weighbridge.ledger.errors import Malformed
+from weighbridge.ledger.errors import Malformed, Refused
+
+Beside = Callable[[str], File | None]
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# (where, what, module, function): the formats that say what they are.
+_MAGIC = (
+    (0, b"GGUF", "gguf", "read"),
+    (0, b"\x93NUMPY", "npy", "read"),
+    (0, b"tree\nversion=", "boosted", "read_lightgbm"),
+)
+# The others, by their endings.
+_ENDINGS = {"ubj": ("boosted", "read_xgboost"), "json": ("boosted", "read_xgboost")}
 
 
-def read_header(file: File, index: int) -> Header:
-    """The header of a file, by the reader whose magic it begins with.
+def read_header(file: File, index: int, beside: Beside | None = None) -> Header:
+    """The header of a file, by its reader. `beside` opens files beside it, for formats that keep data apart.
 
     Raises:
         Malformed: no model file, or a broken one.
     """
-    start = file.read(0, 9)
-    if start[8:] == b"{":  # first, since a header of 640 bytes begins like a pickle: 80 02
+    start = file.read(0, 16)
+    if start[8:9] == b"{":  # first, since a header of 640 bytes begins like a pickle: 80 02
         return safetensors.read(file, index=index)
-    if start[:4] == b"GGUF":
-        from weighbridge.formats import gguf
-
-        return gguf.read(file, index=index)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        from weighbridge.formats import torch_file
-
-        return torch_file.read(file, index=index)
+    for at, magic, module, function in _MAGIC:
+        if start[at : at + len(magic)] == magic:
+            return _reader(module, function)(file, index=index)
+    suffix = file.name.rpartition(".")[2].lower()
+    if suffix == "joblib":
+        raise Refused(f"{file.name} is a pickle, which runs code when it is loaded", fix="save it with skops.io.dump")
+    if start[:2] == b"PK":
+        return _zip(file, index, suffix)
+    if start[:2] in _PICKLES:
+        return _reader("torch_file", "read")(file, index=index)
+    if suffix in _ENDINGS:
+        module, function = _ENDINGS[suffix]
+        return _reader(module, function)(file, index=index)
     if start.startswith(b"version "):
         raise Malformed(f"{file.name} is a Git LFS pointer, not the file itself", fix="git lfs pull")
     if start.lower().startswith((b"<!doctype", b"<html")):
         raise Malformed(f"{file.name} is a web page, not a model", fix="download it again")
     if int.from_bytes(start[:8], "little") > safetensors.LARGEST_HEADER:
-        raise Malformed(
-            f"{file.name} is no model file",
-            fix="safetensors, GGUF and PyTorch files are read, whatever they are called",
-        )
+        raise Malformed(f"{file.name} is no model file", fix="docs/formats.md lists what is read, whatever it is called")
     return safetensors.read(file, index=index)
+
+
+def _reader(module: str, function: str) -> Callable[..., Header]:
+    return getattr(import_module(f"weighbridge.formats.{module}"), function)
+
+
+def _zip(file: File, index: int, suffix: str) -> Header:
+    """PyTorch's, NumPy's and skops's archives are told apart by their members."""
+    if suffix not in TORCH:
+        from weighbridge.formats.archive import Archive
+
+        members = list(Archive(file))
+        if "schema.json" in members:
+            return _reader("skops", "read")(file, index=index)
+        if members and all(member.endswith(".npy") for member in members):
+            return _reader("npy", "read_npz")(file, index=index)
+    return _reader("torch_file", "read")(file, index=index)

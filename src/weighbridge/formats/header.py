@@ -16,6 +16,7 @@ class Header:
     """
 
     rows: Sequence[Row]
+    format: str = ""  # what to call it, where the file's ending does not
     metadata: Mapping[str, object] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     stated: Stated = field(default_factory=Stated)

@@ -1,6 +1,7 @@
 """From what a user types to a ledger."""
 
 import os
+import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,13 +136,16 @@ def _judged(ledger: Ledger, name: str) -> Stated:
         kinds={n: family.extra or family.kind for n, family in judged},
         roles={n: family.role for n, family in judged},
         elements={n: family.elements for n, family in judged},
+        frozen=frozenset(n for n, family in judged if not family.trainable),
     )
 
 
 def _is_config_alone(repository: Repository, file: str | None) -> bool:
     """Whether the user names a config, or a place that has one and no weights."""
     if file is not None:
-        return file.endswith(".json") and file.rpartition("/")[2] not in _NO_CONFIGS
+        named = file.endswith(".json") and file.rpartition("/")[2] not in _NO_CONFIGS
+        # XGBoost's models are JSON, too, and begin with their learner.
+        return named and file in repository.files and b'"learner"' not in repository.open(file).read(0, 64)
     return CONFIG in repository.files and not any(one for one in candidates(repository.files) if not one.apart)
 
 
@@ -180,7 +184,12 @@ def _read(
     files = [repository.open(name) for name in names]
     if prefetch is not None:
         prefetch(files, progress=progress)
-    headers = [(name, read_header(opened, at)) for at, (name, opened) in enumerate(zip(names, files, strict=True))]
+    headers = [
+        (name, read_header(opened, at, _beside(repository, name)))
+        for at, (name, opened) in enumerate(zip(names, files, strict=True))
+    ]
+    if len(headers) == 1:
+        files += headers[0][1].files
     for opened in files:
         if isinstance(opened, LocalFile):
             opened.close()  # a model of 1,000 shards must not hold 1,000 descriptors
@@ -198,6 +207,17 @@ def _read(
         config=config,
         adapter_config=adapter_config,
     )
+
+
+def _beside(repository: Repository, name: str) -> Callable[[str], File | None]:
+    """Opens files by their names relative to the folder that `name` lies in."""
+    folder = name.rpartition("/")[0]
+
+    def opened(other: str) -> File | None:
+        path = posixpath.normpath(posixpath.join(folder, other))
+        return repository.open(path) if path in repository.files else None
+
+    return opened
 
 
 def _json(repository: Repository, name: str) -> dict[str, object]:
@@ -220,7 +240,7 @@ def _ledger(parts: _Parts) -> Ledger:
     architecture = parts.architecture
     return Ledger(
         source=Source(location=parts.repository.location, files=parts.files),
-        format=parts.choice.kind,
+        format=parts.header.format or parts.choice.kind,
         rows=parts.header.rows,
         architecture=architecture,
         metadata=parts.header.metadata,

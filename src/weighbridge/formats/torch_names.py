@@ -128,7 +128,16 @@ def admit(name: Global, meter: Meter) -> None:
         raise refused("names", name, meter)
 
 
+_SAFER_ESTIMATORS = {
+    "sklearn": "save it with skops.io.dump",
+    "xgboost": "save it with save_model",
+    "lightgbm": "save it with booster_.save_model",
+}
+
+
 def refused(verb: str, name: Global, meter: Meter) -> Refused:
     """The error for a name that the pickle `verb`s."""
     told = f"the pickle {verb} {str(name)[:200]}, which no tensor file needs; nothing was executed"
-    return Refused(f"{meter.name}: {told}", fix=SAFER)
+    # An estimator is no tensor file: its own libraries write formats that need no pickle.
+    fix = _SAFER_ESTIMATORS.get(name.module.partition(".")[0], SAFER)
+    return Refused(f"{meter.name}: {told}", fix=fix)

@@ -80,7 +80,7 @@ class Archive:
         """
         self._near = near
         self._file = file
-        count, size, start = _find_directory(self._file)
+        count, size, start = find_directory(self._file)
         if size > _LARGEST_DIRECTORY or count > _MOST_RECORDS:
             raise Malformed(f"{file.name}: a directory of {count:,} records in {size:,} bytes")
         records = _directory(read_exactly(self._file, start, size), count, self._file.name)
@@ -163,7 +163,7 @@ def _deduced(record: Record, alignment: int) -> int | None:
     return start if start + record.packed + trailer == record.next else None
 
 
-def _find_directory(file: File) -> tuple[int, int, int]:
+def find_directory(file: File) -> tuple[int, int, int]:
     """(records, bytes, offset) of the central directory."""
     length = min(file.size, _END.size + _LONGEST_COMMENT)
     tail = read_exactly(file, file.size - length, length)

@@ -210,7 +210,7 @@ def judge(
                 adapter=first.file in adapter_files,
                 trainable=kind == PARAMETER
                 and not frozen
-                and first.dtype.kind in ("float", "complex")
+                and (frozen is False or first.dtype.kind in ("float", "complex"))
                 and (first.file in adapter_files or not adapter_files),
                 source=rows,
                 index=members,

@@ -9,7 +9,8 @@ class Stated:
     """Statements by full tensor name; what is not stated is judged by name, dtype and shape.
 
     `kinds` are "parameter", "buffer" or the name of an extra; `elements` the logical count of a packed tensor;
-    `frozen` the parameters that training leaves alone. `complete`: tensors without a stated kind are parameters,
+    `frozen` the parameters that training leaves alone, `trained` those that it sets although they are no floats, as the
+    split features of a tree. `complete`: tensors without a stated kind are parameters,
     whatever they are called.
     """
 
@@ -17,12 +18,16 @@ class Stated:
     roles: Mapping[str, str] = field(default_factory=dict)
     elements: Mapping[str, int] = field(default_factory=dict)
     frozen: Collection[str] = frozenset()
+    trained: Collection[str] = frozenset()
     complete: bool = False
 
-    def of(self, name: str) -> tuple[str | None, str | None, int | None, bool]:
-        """(kind, role, elements, frozen) of a tensor: those alike in all of them are one family."""
+    def of(self, name: str) -> tuple[str | None, str | None, int | None, bool | None]:
+        """(kind, role, elements, frozen) of a tensor: those alike in all of them are one family. Frozen is None where
+        nothing is stated, and False where it is stated to be trained.
+        """
+        frozen = True if name in self.frozen else False if name in self.trained else None
         kind = self.kinds.get(name, "parameter" if self.complete else None)
-        return kind, self.roles.get(name), self.elements.get(name), name in self.frozen
+        return kind, self.roles.get(name), self.elements.get(name), frozen
 
     @classmethod
     def joined(cls, parts: "Iterable[Stated]") -> "Stated":
@@ -35,13 +40,14 @@ class Stated:
             roles={name: role for part in listed for name, role in part.roles.items()},
             elements={name: count for part in listed for name, count in part.elements.items()},
             frozen=frozenset(name for part in listed for name in part.frozen),
+            trained=frozenset(name for part in listed for name in part.trained),
             complete=all(part.complete for part in listed),
         )
 
     @property
     def empty(self) -> bool:
         """Whether nothing is stated."""
-        return not (self.kinds or self.roles or self.elements or self.frozen or self.complete)
+        return not (self.kinds or self.roles or self.elements or self.frozen or self.trained or self.complete)
 
 
 NOTHING = Stated()

@@ -4,7 +4,7 @@ Names are those of the format that owns the type: safetensors for scalar types, 
 stores `block` elements in `block_bytes` bytes, scales included, so that bits per element come out exactly.
 
 Sources: safetensors 0.8 `Dtype`; ggml's `ggml_type` with `ggml_blck_size` and `ggml_type_size` (gguf 0.19
-`GGML_QUANT_SIZES`); the OCP Microscaling specification 1.0 for MXFP4.
+`GGML_QUANT_SIZES`); the OCP Microscaling specification 1.0 for MXFP4; ONNX 1.23 `TensorProto` for I4, U4, I2, U2.
 """
 
 from dataclasses import dataclass
@@ -59,6 +59,10 @@ def _scalars() -> list[DType]:
         DType(name="F4", kind="float", block=2, block_bytes=1),
         DType(name="F6_E2M3", kind="float", block=4, block_bytes=3),
         DType(name="F6_E3M2", kind="float", block=4, block_bytes=3),
+        DType(name="I4", kind="int", block=2, block_bytes=1),
+        DType(name="U4", kind="int", block=2, block_bytes=1),
+        DType(name="I2", kind="int", block=4, block_bytes=1),
+        DType(name="U2", kind="int", block=4, block_bytes=1),
     ]
     return rows
 

@@ -45,7 +45,13 @@ def _file() -> _File:
 def class_of(model_type: str) -> Class | None:
     """What the config class of a model type fills in; None for a type that the table does not list."""
     raw = _file().types.get(model_type)
-    return None if raw is None else msgspec.json.decode(raw, type=Class)
+    if raw is None:
+        return None
+    found = msgspec.json.decode(raw, type=Class)
+    # A class may declare a field under a name that it takes for an alias of another.
+    for name in [name for name in found.defaults if name in found.aliases]:
+        found.defaults.setdefault(found.aliases[name], found.defaults.pop(name))
+    return found
 
 
 def known_types() -> list[str]:

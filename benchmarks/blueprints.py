@@ -39,6 +39,14 @@ _DULL = re.compile(
     r"|output_.*|problem_type|chunk_size_feed_forward|_.*|label_.*|prediction_.*|.*_implementation"
 )
 
+# Fields without which the type's own default cannot be built or run.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 48},
+}
+
 
 def fields_of(config_class: Any) -> dict[str, Any]:
     """{field: default} of those that may matter."""
@@ -78,6 +86,7 @@ class Drawer:
 
     def config(self, changes: int) -> dict[str, Any]:
         found = self.small(self.config_class) | {"model_type": self.model_type}
+        found |= copy.deepcopy(_NEEDED.get(self.model_type, {}))
         for _ in range(changes):
             self.change(self.config_class, found)
         if self.random.random() < 0.2:
@@ -202,7 +211,7 @@ def weigh_type(model_type: str, cases: int, seed: int, *, cache: bool) -> dict[s
     for class_name in wanted:
         drawer = Drawer(model_type, seed)
         if class_name == wanted[0]:  # the default itself, with all its layers
-            row["differ"] += [d for d in [one_case({"model_type": model_type}, model_type, class_name, row)] if d]
+            row["differ"] += [d for d in [one_case(default_of(model_type), model_type, class_name, row)] if d]
         for at in range(cases):
             config = drawer.config(at % 5)
             found = one_case(config, model_type, class_name, row)
@@ -213,6 +222,10 @@ def weigh_type(model_type: str, cases: int, seed: int, *, cache: bool) -> dict[s
     if cache:
         row["differ"] += cache_case(model_type, row)
     return row
+
+
+def default_of(model_type: str) -> dict[str, Any]:
+    return {"model_type": model_type} | copy.deepcopy(_NEEDED.get(model_type, {}))
 
 
 def one_case(config: dict[str, Any], model_type: str, class_name: str, row: dict[str, Any]) -> str:
@@ -242,13 +255,13 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
     assert family is not None
     name = family.class_part(model_type, None)[0]
     config_class = CONFIG_MAPPING[model_type]
-    config: dict[str, Any] = {"model_type": model_type}
+    config = default_of(model_type)
     try:
         full = config_class.from_dict({"model_type": model_type})
         text = full.get_text_config(decoder=True)
         if text is not full:
             return []
-        config[config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = 6
+        config.setdefault(config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers"), 6)
         made = config_class.from_dict(copy.deepcopy(config))
         with torch.no_grad(), torch.device("meta"):
             model = getattr(transformers, name)._from_config(made, dtype=torch.bfloat16).eval()

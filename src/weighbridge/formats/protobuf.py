@@ -14,6 +14,7 @@ from weighbridge.ledger import File
 from weighbridge.ledger.errors import Malformed, Truncated
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+_LENGTHS, _FIXED = frozenset({VARINT, BYTES}), frozenset({FIXED32, FIXED64})
 _WINDOW = 64 << 10
 _MOST_FIELDS = 1_500_000  # some 2 µs each; the largest real graphs have a third
 _MOST_KEPT = 48 << 20
@@ -63,7 +64,7 @@ class Wire:
                 if key > 127:
                     key, place = _varint(buffer, place - 1)
                 wire = key & 7
-                if wire == VARINT or wire == BYTES:
+                if wire in _LENGTHS:
                     value = buffer[place]
                     place += 1
                     if value > 127:
@@ -74,7 +75,7 @@ class Wire:
                         at += value
                     else:
                         field = Field(key >> 3, wire, value, at, at)
-                elif wire == FIXED32 or wire == FIXED64:
+                elif wire in _FIXED:
                     at = self._base + place
                     field = Field(key >> 3, wire, 0, at, at + (4 if wire == FIXED32 else 8))
                     at = field.end
@@ -86,8 +87,12 @@ class Wire:
                 raise Malformed(f"{self.name}: an endless number at {at:,}", fix="download it again") from None
             if at > end or key < 8:
                 if at > self.size:
-                    raise Truncated(f"{self.name} ends at {self.size:,} bytes, {at:,} are needed", fix="download it again")
-                raise Malformed(f"{self.name}: a field at {field.start:,} overruns its message", fix="download it again")
+                    raise Truncated(
+                        f"{self.name} ends at {self.size:,} bytes, {at:,} are needed", fix="download it again"
+                    )
+                raise Malformed(
+                    f"{self.name}: a field at {field.start:,} overruns its message", fix="download it again"
+                )
             yield field
 
     def read(self, field: Field, *, largest: int) -> bytes:
@@ -106,7 +111,9 @@ class Wire:
             place = field.start - self._base
         data = self._buffer[place : place + length]
         if len(data) != length:
-            raise Truncated(f"{self.name} ends at {self.size:,} bytes, {field.end:,} are needed", fix="download it again")
+            raise Truncated(
+                f"{self.name} ends at {self.size:,} bytes, {field.end:,} are needed", fix="download it again"
+            )
         return data
 
     def text(self, field: Field, *, longest: int = 2048) -> str:

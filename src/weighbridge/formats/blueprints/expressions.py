@@ -6,7 +6,7 @@ takes numbers only, lists and ranges stay short, and nothing has methods, so tha
 
 import ast
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -151,6 +151,35 @@ def _fold(operation: Callable[[Iterable[Any]], Value]) -> Callable[..., Value]:
     return fold
 
 
+def _pair(value: Value) -> list[Any]:
+    """Height and width: a number stands for both."""
+    if not isinstance(value, (list, tuple)):
+        return [value, value]
+    if len(value) != 2:
+        raise Malformed(f"{_shown(list(value))} where height and width are needed")
+    return list(value)
+
+
+def _patches(image: Value, patch: Value) -> Value:
+    """How many patches an image is cut into."""
+    divide = _BINARY[ast.FloorDiv]
+    height, width = (divide(size, step) for size, step in zip(_pair(image), _pair(patch), strict=True))
+    return _number(height) * _number(width)
+
+
+def _stages(features: Value, indices: Value, last: Value) -> list[int]:
+    """Numbers of the stages that a backbone gives out, of "stem", "stage1", ...: by name, by number, or the last one."""
+    if features is None and indices is None:
+        return [_int(last)]
+    if features is None:
+        return [index if index >= 0 else _int(last) + 1 + index for index in map(_int, _listed(indices))]
+    numbers = {"stem": 0} | {f"stage{at}": at for at in _range(1, _int(last) + 1)}
+    unknown = [name for name in _listed(features) if not isinstance(name, str) or name not in numbers]
+    if unknown:
+        raise Malformed(f"{_shown(unknown[0])} where the name of a stage is needed")
+    return [numbers[name] for name in _listed(features)]
+
+
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "len": lambda value: len(value) if isinstance(value, (str, Fields)) else len(_listed(value)),
     "range": _range,
@@ -179,6 +208,9 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
     "starts": lambda text, start: isinstance(text, str) and text.startswith(start),
     "ends": lambda text, end: isinstance(text, str) and text.endswith(end),
+    "pair": _pair,
+    "patches": _patches,
+    "stages": _stages,
 }
 
 
@@ -344,17 +376,26 @@ def _call(node: Any) -> Expression:
 
 
 def _comprehension(node: Any) -> Expression:
-    (loop,) = node.generators
-    body, source, tests = _compile(node.elt), _compile(loop.iter), [_compile(test) for test in loop.ifs]
-    names = targets(loop.target)
+    body = _compile(node.elt)
+    loops = [(targets(g.target), _compile(g.iter), [_compile(test) for test in g.ifs]) for g in node.generators]
 
-    def make(scope: Scope) -> list[Any]:
-        found = []
+    def steps(scope: Scope, at: int) -> Iterator[Scope]:
+        if at == len(loops):
+            yield scope
+            return
+        names, source, tests = loops[at]
         for value in _listed(source(scope)):
             inner = _Inner(scope, bind(names, value))
             if all(test(inner) for test in tests):
-                found.append(body(inner))
-        return _short(found)
+                yield from steps(inner, at + 1)
+
+    def make(scope: Scope) -> list[Any]:
+        found: list[Any] = []
+        for inner in steps(scope, 0):
+            found.append(body(inner))
+            if len(found) > LONGEST:
+                raise Malformed(f"a list of more than {LONGEST:,} entries")
+        return found
 
     return make
 

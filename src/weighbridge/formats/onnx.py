@@ -1,0 +1,196 @@
+"""ONNX: a graph of operators and the constants that it stores, in one protocol buffer or with the values beside it.
+
+A graph says of a constant what it is used for, seldom whether it was learned. It is a parameter when an operator takes
+it as a weight or bias (`onnx_uses`), or when it carries a name that a program gave it; torch's exporter states the kind
+itself (`onnx_judge`). What has neither (a folded table of positions, the anchors of a detector) is counted apart.
+
+Source: onnx 1.23 (IR version 14); torch 2.13 `torch.onnx.export`; onnxruntime 1.32.
+"""
+
+from collections.abc import Callable, Iterator
+
+from weighbridge.formats import onnx_uses
+from weighbridge.formats.header import Header
+from weighbridge.formats.onnx_graph import Model, parse
+from weighbridge.formats.onnx_judge import (
+    UNATTRIBUTED,
+    Stating,
+    Stored,
+    folded_copies,
+    kind_of,
+    maybe_tied,
+    role_to_state,
+)
+from weighbridge.formats.onnx_uses import PARAMETER
+from weighbridge.ledger import DTYPES, File, Row, Stated, numel
+from weighbridge.ledger.errors import Malformed, NotFound, Truncated
+
+_MOST_FILES = 20_000
+_SAMPLES = 12
+
+
+def read(file: File, *, index: int = 0, beside: Callable[[str], File | None] | None = None) -> Header:
+    """The constants of an ONNX file; `beside` opens the files that hold values of theirs.
+
+    Parameters are weights and biases by their use; running statistics, shapes, axes, masks are buffers; scales and zero
+    points are extras; packed weights count as the weights they stand for.
+
+    Raises:
+        Malformed: not such a file, or one that no program writes.
+        Truncated: it, or a file beside it, ends before its tensors do.
+        NotFound: a file of values is missing.
+        Unknown: packed weights of an operator that is not known; models that keep what they learned as settings.
+    """
+    model = parse(file)
+    stating = Stating(model.graph)
+    everything = list(_listed(model, file.name, stating))
+    listed = [one for one in everything if one.constant.dtype is not None]
+    if not listed:
+        raise Malformed(f"{file.name} stores no tensor", fix="save the model with its weights")
+    rows, files = _rows(listed, file, index, beside)
+    aliases = _shared(rows, [file, *files], index)
+    aliases |= {copy: original for copy, original in folded_copies(listed).items() if copy not in aliases}
+    tied = _tied([one for one in listed if one.name not in aliases], rows, [file, *files], index)
+    kinds, roles, elements = {}, {}, {}
+    for one, row in zip(listed, rows, strict=True):
+        kind = kind_of(one, file.name, signed=bool(stating))
+        if kind is not None:
+            kinds[one.name] = kind
+        role = role_to_state(one) if kind in (None, PARAMETER) else None
+        if role is not None:
+            roles[one.name] = role
+        packed = one.use.elements if one.use is not None and kind == PARAMETER else None
+        count = numel(one.constant.shape) if packed is None else packed
+        if count != numel(row.shape):
+            elements[one.name] = count
+    notes = list(_notes(everything, rows, kinds, model))
+    notes += [
+        f"{copy!r} is {table!r} once more ({_SAMPLES} values compared): counted once" for copy, table in tied.items()
+    ]
+    return Header(
+        rows=rows,
+        metadata=dict(model.metadata) | {"opsets": dict(model.opsets)},
+        aliases=aliases | tied,
+        stated=Stated(kinds=kinds, roles=roles, elements=elements),
+        notes=notes,
+        files=files,
+    )
+
+
+def _listed(model: Model, file: str, stating: Stating) -> Iterator[Stored]:
+    """Every constant of every graph; those of inner graphs are named by their node where a name is taken."""
+    names: set[str] = set()
+    for where, graph, values in onnx_uses.uses(model, file):
+        places = {indices.name for _, indices, _ in graph.sparse}
+        for own, value in values.items():
+            name, again = own, 0
+            while name in names:
+                again += 1
+                name = f"{where}{own}" if again == 1 else f"{where}{own}@{again}"
+            names.add(name)
+            constant = graph.constants[own]
+            stated, sources = stating.of(own, graph)
+            yield Stored(name, own, constant, value.use, own in places, stated, sources)
+
+
+def _rows(
+    listed: list[Stored], file: File, index: int, beside: Callable[[str], File | None] | None
+) -> tuple[list[Row], list[File]]:
+    opened: dict[str, tuple[int, File]] = {}
+    rows = []
+    for one in listed:
+        constant, at, holder = one.constant, index, file
+        if constant.location is not None:
+            if constant.location not in opened:
+                found = beside(constant.location) if beside is not None and len(opened) < _MOST_FILES else None
+                if found is None:
+                    raise NotFound(
+                        f"{file.name} keeps {constant.name!r} in {constant.location}, which is not there",
+                        fix="download it beside the model",
+                    )
+                opened[constant.location] = index + 1 + len(opened), found
+            at, holder = opened[constant.location]
+        if constant.offset + constant.nbytes > holder.size:
+            end = constant.offset + constant.nbytes
+            raise Truncated(
+                f"{holder.name} ends at {holder.size:,} bytes, {constant.name!r} needs {end:,}", fix="download it again"
+            )
+        element, shape = constant.dtype or DTYPES["U8"], constant.shape
+        if numel(shape) % element.block:  # the last byte is not full, which no dtype can say
+            element, shape = DTYPES["U8"], (constant.nbytes,)
+        rows.append(Row(one.name, element, shape, at, constant.offset, constant.nbytes))
+    return rows, [found for _, found in opened.values()]
+
+
+def _shared(rows: list[Row], files: list[File], index: int) -> dict[str, str]:
+    """{copy: original} of tensors that lie in one place of a file beside the model.
+
+    Raises:
+        Malformed: tensors that overlap and are not one.
+    """
+    aliases: dict[str, str] = {}
+    outside = sorted((row for row in rows if row.file > index and row.nbytes), key=lambda row: (row.file, row.offset))
+    last: Row | None = None
+    for row in outside:
+        if last is not None and row.file == last.file and row.offset < last.offset + last.nbytes:
+            if (row.offset, row.nbytes, row.dtype) != (last.offset, last.nbytes, last.dtype):
+                where = files[row.file - index].name
+                raise Malformed(f"{where}: {row.name!r} overlaps {last.name!r}", fix="save the model again")
+            aliases[row.name] = last.name
+        else:
+            last = row
+    return aliases
+
+
+def _tied(listed: list[Stored], rows: list[Row], files: list[File], index: int) -> dict[str, str]:
+    """{head: embedding} where an exporter stored a tied head once more, transposed and under a name of its own.
+
+    A dozen values spread over the matrix are compared: equal ones at all of them are no chance.
+    """
+    by_name = {row.name: row for row in rows}
+    found: dict[str, str] = {}
+    for head, table, transposed in maybe_tied(listed):
+        copy, original = by_name[head.name], by_name[table.name]
+        if head.name in found or not copy.offset or not original.offset:
+            continue
+        height, width = original.shape
+        size = copy.dtype.nbytes(1)
+        seen = set()
+        for sample in range(_SAMPLES):
+            row, column = height * (2 * sample + 1) // (2 * _SAMPLES), width * (7 * sample % _SAMPLES) // _SAMPLES
+            place = column * height + row if transposed else row * width + column
+            here = files[copy.file - index].read(copy.offset + place * size, size)
+            there = files[original.file - index].read(original.offset + (row * width + column) * size, size)
+            if here != there:
+                break
+            seen.add(here)
+        else:
+            if len(seen) > 1:  # all alike: zeros say nothing
+                found[head.name] = table.name
+    return found
+
+
+def _notes(everything: list[Stored], rows: list[Row], kinds: dict[str, str], model: Model) -> Iterator[str]:
+    texts = sum(one.constant.dtype is None for one in everything)
+    if texts:
+        yield f"{texts:,} constants of text are left out"
+    apart = [row for row in rows if kinds.get(row.name) == UNATTRIBUTED]
+    if apart:
+        count = sum(numel(row.shape) for row in apart)
+        yield (
+            f"{count:,} values in {len(apart):,} constants are no parameters by any evidence, nor surely none "
+            f"(first: {apart[0].name!r}): the exporter folded them and dropped their names; they are counted apart"
+        )
+    loose = sum(not row.offset and row.nbytes > 0 for row in rows if row.file == rows[0].file and row.shape)
+    loose = sum(
+        one.constant.location is None and not one.constant.offset and numel(one.constant.shape) > 0
+        for one in everything
+        if one.constant.dtype
+    )
+    if loose:
+        yield f"{loose:,} constants are stored number by number: their bytes are those of their type"
+    sparse = len(model.graph.sparse)
+    if sparse:
+        yield f"{sparse:,} tensors are sparse: their stored values are counted, not the zeros between"
+    if model.trains:
+        yield "the graphs for training that it also holds are not counted"

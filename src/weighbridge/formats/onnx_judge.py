@@ -1,0 +1,176 @@
+"""What a constant of an ONNX graph is, from its use, its name and what the exporter states.
+
+torch's newer exporter writes the kind of every parameter and buffer into the file, and of a folded constant from which
+of them it was computed: that is believed first. Else the use decides (a weight of Conv is learned, the mean of
+BatchNormalization is not), and at last the name: a program's own name (`cls_token`) stands for a parameter or a known buffer,
+an invented one (`onnx::Add_33`) for nothing.
+
+Source: torch 2.13 `torch.onnx`, onnxscript 0.7 and onnxruntime 1.32 optimizers and quantizers, tf2onnx 1.16.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from weighbridge.formats.onnx_graph import SIGNATURE, Graph
+from weighbridge.formats.onnx_tensor import Constant
+from weighbridge.formats.onnx_uses import BITS, BUFFER, FOREIGN, OPERAND, PARAMETER, TABLE, Use
+from weighbridge.ledger import numel, role_of
+from weighbridge.ledger.errors import Unknown
+
+UNATTRIBUTED = "constants_of_unknown_origin"
+INDICES = "sparse_indices"
+_STATED = re.compile(r"^\w+: (PARAMETER|BUFFER|CONSTANT_TENSOR) target='([^']*)'", re.MULTILINE)
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_SUFFIX = re.compile(r"(?:_(?:quantized|scale|zero_point|fp16|Q4|Q8|DQ_Q4))+$")
+# Names that exporters and optimizers invent: torch's, onnxruntime's, onnxsim's, tf2onnx's.
+_INVENTED = re.compile(
+    r"onnx::.*|/.*|.*_output_\d+|(?:ortshared|_inlfunc|const_fold_opt|lifted_tensor|_tensor_constant|new_)[\w.:/]*"
+    r"|.*__\d+(?::\d+)?|(?:\w+_)?Constant(?:OfShape)?(?:_\w+)?|[a-z_]*_\d+|\d+"
+)
+_VARIABLE = re.compile(
+    r"ReadVariableOp|/read\b|Variable|kernel|weights?\b|bias(?:es)?\b|gamma|beta\b|embeddings?\b|moving_"
+)
+_NUMBER = re.compile(r"\d+")
+
+
+class Stored(NamedTuple):
+    """A constant under its name in the ledger; `own` is its name in its graph."""
+
+    name: str
+    own: str
+    constant: Constant
+    use: Use | None
+    sparse: bool  # the places of a sparse tensor's values
+    stated: str | None  # its kind as the exporter states it
+    sources: tuple[str, ...]  # the parameters that it was computed from
+
+
+class Stating:
+    """What torch's exporter states of a graph's constants."""
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self, graph: Graph) -> None:
+        found = _STATED.findall(graph.metadata.get(SIGNATURE, ""))
+        self._kinds = {target: PARAMETER if kind == "PARAMETER" else BUFFER for kind, target in found}
+
+    def __bool__(self) -> bool:
+        return bool(self._kinds)
+
+    def of(self, name: str, graph: Graph) -> tuple[str | None, tuple[str, ...]]:
+        """(kind, the parameters that it was computed from)."""
+        kind = self._kinds.get(name)
+        if kind is None and name in graph.kinds:
+            kind = (
+                PARAMETER if graph.kinds[name] == "PARAMETER" else BUFFER if graph.kinds[name] != "USER_INPUT" else None
+            )
+        if kind is not None or not self._kinds or name not in graph.folded:
+            return kind, ()
+        sources = [one or other for one, other in _QUOTED.findall(graph.folded[name])]
+        learned = tuple(dict.fromkeys(s for s in sources if self._kinds.get(s) == PARAMETER))
+        return PARAMETER if learned else BUFFER, learned
+
+
+def invented(name: str, *, signed: bool = False) -> bool:
+    """Whether no program gave a constant this name. `signed`: the exporter lists all names that programs gave."""
+    bare = _SUFFIX.sub("", name)
+    if signed and "." not in bare:
+        return True
+    if "/" in bare or ":" in bare:
+        return _VARIABLE.search(bare) is None
+    return _INVENTED.fullmatch(bare) is not None
+
+
+def kind_of(one: Stored, file: str, *, signed: bool) -> str | None:
+    """The kind to state, None where the name shall decide.
+
+    Raises:
+        Unknown: codes of an operator that is not known here.
+    """
+    constant, use = one.constant, one.use
+    kind = use.kind if use is not None else OPERAND
+    if one.sparse:
+        return INDICES
+    if kind not in (PARAMETER, BUFFER, TABLE, OPERAND, FOREIGN, BITS):
+        return kind
+    anonymous = invented(one.own, signed=signed)
+    if constant.dtype is None or constant.dtype.kind == "bool":
+        return BUFFER
+    if constant.dtype.kind == "int":
+        return _kind_of_codes(constant, use or Use(OPERAND), kind, anonymous, file)
+    if one.stated is not None:
+        return one.stated
+    if kind == BUFFER:
+        return BUFFER
+    if kind == PARAMETER:
+        # Batch norms apart: a program's name of a weight may be that of a known buffer, such as a rotary table.
+        return PARAMETER if anonymous or (use is not None and use.role == "norm") else None
+    if not anonymous:
+        return None
+    return BUFFER if numel(constant.shape) <= 1 else UNATTRIBUTED
+
+
+def _kind_of_codes(constant: Constant, use: Use, kind: str, anonymous: bool, file: str) -> str:
+    narrow = constant.dtype is not None and constant.dtype.bits <= 8
+    if kind == PARAMETER and (use.quantized or narrow):
+        return PARAMETER
+    if kind in (TABLE, OPERAND) and use.quantized:
+        if not anonymous:
+            return PARAMETER
+        return BUFFER if numel(constant.shape) <= 1 else UNATTRIBUTED
+    if kind in (FOREIGN, BITS) and len(constant.shape) > 1 and constant.dtype and constant.dtype.bits <= 32:
+        what = f"goes into {use.node}" if kind == FOREIGN else "is unpacked by arithmetic on bits"
+        raise Unknown(
+            f"{file}: {constant.name!r} of {constant.dtype} {what}: what it stands for cannot be told",
+            fix="weigh the model that it was exported from",
+        )
+    return BUFFER
+
+
+def role_to_state(one: Stored) -> str | None:
+    """The role, where the name of the constant does not tell it."""
+    if role_of(_NUMBER.sub("#", one.own), ()) != "other" and not invented(one.own):
+        return None
+    if one.sources:
+        role = role_of(_NUMBER.sub("#", one.sources[0]), ())
+        if role != "other":
+            return role
+    if one.use is None:
+        return None
+    path = [part for part in one.use.node.split("/") if part]
+    if len(path) > 1:  # torch's older exporter names a node by its module
+        role = role_of(_NUMBER.sub("#", f"{'.'.join(path[:-1])}.weight"), ())
+        if role != "other":
+            return role
+    return one.use.role
+
+
+def folded_copies(listed: list[Stored]) -> Mapping[str, str]:
+    """{copy: original} of constants that were computed from one parameter alone, stored beside it in full."""
+    originals = {one.own: one for one in listed}
+    found = {}
+    for one in listed:
+        original = originals.get(one.sources[0]) if len(one.sources) == 1 else None
+        if original is not None and original is not one and _count(one) == _count(original) > 1:
+            found[one.name] = original.name
+    return found
+
+
+def _count(one: Stored) -> int:
+    return numel(one.constant.shape)
+
+
+def maybe_tied(listed: list[Stored]) -> list[tuple[Stored, Stored, bool]]:
+    """(copy, embedding, whether transposed): anonymous matrices of the shape of an embedding, or of its transpose."""
+    plain = [one for one in listed if one.constant.dtype is not None and len(one.constant.shape) == 2 and one.use]
+    tables = [one for one in plain if one.use and one.use.kind == TABLE and not invented(one.own)][:8]
+    heads = [one for one in plain if one.use and one.use.kind == PARAMETER and invented(one.own) and not one.sources]
+    return [
+        (head, table, head.constant.shape != table.constant.shape)
+        for table in tables
+        for head in heads
+        if head.constant.dtype is table.constant.dtype
+        and sorted(head.constant.shape) == sorted(table.constant.shape)
+        and table.constant.shape[0] != table.constant.shape[1]
+    ][:16]

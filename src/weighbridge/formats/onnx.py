@@ -181,12 +181,8 @@ def _notes(everything: list[Stored], rows: list[Row], kinds: dict[str, str], mod
             f"{count:,} values in {len(apart):,} constants are no parameters by any evidence, nor surely none "
             f"(first: {apart[0].name!r}): the exporter folded them and dropped their names; they are counted apart"
         )
-    loose = sum(not row.offset and row.nbytes > 0 for row in rows if row.file == rows[0].file and row.shape)
-    loose = sum(
-        one.constant.location is None and not one.constant.offset and numel(one.constant.shape) > 0
-        for one in everything
-        if one.constant.dtype
-    )
+    inside = [one.constant for one in everything if one.constant.dtype and one.constant.location is None]
+    loose = sum(constant.offset == 0 and constant.nbytes > 0 for constant in inside)
     if loose:
         yield f"{loose:,} constants are stored number by number: their bytes are those of their type"
     sparse = len(model.graph.sparse)

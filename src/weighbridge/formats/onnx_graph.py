@@ -201,7 +201,7 @@ class _Parser:
         owner = name or (outputs or [op])[0]
         if op == "Constant" and outputs:
             for constant in [*tensors, *(one for one in lists if numel(one.shape) > 1)]:
-                self.keep(constant._replace(name=outputs[0]), found)
+                self.keep(constant._replace(name=outputs[0], literal=True), found)
             return
         if domain == _CLASSICAL:
             if op not in _LINEAR and op not in _LEARN_NOTHING:

@@ -2,8 +2,8 @@
 
 torch's newer exporter writes the kind of every parameter and buffer into the file, and of a folded constant from which
 of them it was computed: that is believed first. Else the use decides (a weight of Conv is learned, the mean of
-BatchNormalization is not), and at last the name: a program's own name (`cls_token`) stands for a parameter or a known buffer,
-an invented one (`onnx::Add_33`) for nothing.
+BatchNormalization is not), and at last the name: a program's own (`cls_token`) stands for a parameter or a known buffer, an
+invented one (`onnx::Add_33`) for nothing.
 
 Source: torch 2.13 `torch.onnx`, onnxscript 0.7 and onnxruntime 1.32 optimizers and quantizers, tf2onnx 1.16.
 """
@@ -28,6 +28,8 @@ _INVENTED = re.compile(
     r"onnx::.*|/.*|.*_output_\d+|(?:ortshared|_inlfunc|const_fold_opt|lifted_tensor|_tensor_constant|new_)[\w.:/]*"
     r"|.*__\d+(?::\d+)?|(?:\w+_)?Constant(?:OfShape)?(?:_\w+)?|[a-z_]*_\d+|\d+"
 )
+# Tensors that a program wrote down within its forward pass, as torch's older exporter names them: never parameters.
+_LITERAL = re.compile(r"(?:/.*)?/Constant(?:_\d+)?_output_0")
 _VARIABLE = re.compile(
     r"ReadVariableOp|/read\b|Variable|kernel|weights?\b|bias(?:es)?\b|gamma|beta\b|embeddings?\b|moving_"
 )
@@ -103,12 +105,15 @@ def kind_of(one: Stored, file: str, *, signed: bool) -> str | None:
         return one.stated
     if kind == BUFFER:
         return BUFFER
+    literal = _LITERAL.fullmatch(one.own) is not None
     if kind == PARAMETER:
+        if literal and use is not None and use.role == "norm":
+            return BUFFER  # the ones and zeros of a group norm that the exporter took apart
         # Batch norms apart: a program's name of a weight may be that of a known buffer, such as a rotary table.
         return PARAMETER if anonymous or (use is not None and use.role == "norm") else None
-    if not anonymous:
-        return None
-    return BUFFER if numel(constant.shape) <= 1 else UNATTRIBUTED
+    if literal or ((anonymous or constant.literal) and numel(constant.shape) <= 1):
+        return BUFFER
+    return UNATTRIBUTED if anonymous else None
 
 
 def _kind_of_codes(constant: Constant, use: Use, kind: str, anonymous: bool, file: str) -> str:
@@ -136,14 +141,15 @@ def role_to_state(one: Stored) -> str | None:
         role = role_of(_NUMBER.sub("#", one.sources[0]), ())
         if role != "other":
             return role
+    # A role is stated whatever it is: shapes, which would decide, are those that the exporter folded to.
     if one.use is None:
-        return None
+        return "other"
     path = [part for part in one.use.node.split("/") if part]
     if len(path) > 1:  # torch's older exporter names a node by its module
         role = role_of(_NUMBER.sub("#", f"{'.'.join(path[:-1])}.weight"), ())
         if role != "other":
             return role
-    return one.use.role
+    return one.use.role or "other"
 
 
 def folded_copies(listed: list[Stored]) -> Mapping[str, str]:

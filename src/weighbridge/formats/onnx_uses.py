@@ -34,6 +34,8 @@ _FORMS = frozenset(
 )
 _FORMS |= {"Squeeze", "Tile", "Transpose", "Unsqueeze", "DepthToSpace", "SpaceToDepth"}
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub", "Pow"})
+_PRODUCTS = frozenset({"MatMul", "FusedMatMul", "MatMulInteger", "MatMulNBits", "MatMulBnb4", "Conv", "ConvInteger"})
+_NORMS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
 _BITWISE = frozenset({"BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Mod"})
 _COMPILED = frozenset({"EPContext", "Snpe", "TRTKernel"})
 _MOST_STEPS = 250_000
@@ -53,12 +55,13 @@ class Use(NamedTuple):
 class Value:
     """A name's value within a graph."""
 
-    __slots__ = ("codes", "constant", "fixed", "use")
+    __slots__ = ("codes", "constant", "fixed", "trait", "use")
 
     def __init__(self, *, constant: Constant | None = None, fixed: bool = False, codes: bool = False) -> None:
         self.constant = constant
         self.fixed = fixed  # made of constants alone
         self.codes = codes  # of them, a matrix of small integers
+        self.trait: str | None = None  # what it comes from: a product with weights, or a norm without its affine part
         self.use: Use | None = None
 
     def takes(self, use: Use | None) -> None:
@@ -89,6 +92,20 @@ class _Scope:
 def _operators() -> dict[str, tuple[str, str | None]]:
     table = json.loads((Path(__file__).parent / "data" / "onnx_operators.json").read_text("utf-8"))["operators"]
     return {name: (row.partition(" ")[0], row.partition(" ")[2] or None) for name, row in table.items()}
+
+
+def _trait(node: Node, taken: Sequence[Value | None]) -> str | None:
+    """"product" after weights, "norm" after a norm; kept by what changes the form alone."""
+    known = [value for value in taken if value is not None]
+    if node.op in _PRODUCTS and any(value.fixed for value in known):
+        return "product"
+    if node.op in _NORMS:
+        return "norm"
+    if known and node.op in _FORMS and node.op != "Concat":
+        return known[0].trait
+    if node.op == "Mul":
+        return next((value.trait for value in known if value.trait), None)
+    return None
 
 
 def uses(model: Model, name: str) -> list[tuple[str, Graph, dict[str, Value]]]:
@@ -134,6 +151,8 @@ class _Walk:
             fixed = bool(known) and not node.bodies and all(value.fixed for value in known)
             codes = fixed and any(value.codes for value in known)
             made = [Value(fixed=fixed, codes=codes) for _ in node.outputs]
+            if made and not fixed:
+                made[0].trait = _trait(node, taken)
             scope.names |= zip(node.outputs, made, strict=True)
             listed.append((node, taken, made))
         for name, result in zip(graph.outputs, results, strict=False):
@@ -180,6 +199,8 @@ class _Walk:
             for value in taken:  # the scale of the activations times that of the weights
                 if value is not None:
                     value.takes(Use(SCALES))
+        elif node.op in ("Add", "Mul") and self.affine(node, taken):
+            return
         else:
             foreign = node.domain not in ("", "ai.onnx.ml") and not node.bodies
             for value in taken:
@@ -207,6 +228,18 @@ class _Walk:
         for value in taken[many:]:
             if value is not None:
                 value.takes(Use(BUFFER))
+
+    def affine(self, node: Node, taken: list[Value | None]) -> bool:
+        """A scale after a norm, a bias after a norm or a product: whether it is one."""
+        traits = {value.trait for value in taken if value is not None and not value.fixed}
+        fixed = [value for value in taken if value is not None and value.fixed]
+        if len(taken) != 2 or len(fixed) != 1 or not (traits & {"norm"} or (traits & {"product"} and node.op == "Add")):
+            return False
+        constant = fixed[0].constant
+        if constant is None or sum(size > 1 for size in constant.shape) != 1:
+            return False
+        fixed[0].takes(Use(PARAMETER, "norm" if "norm" in traits else None, node.name))
+        return True
 
     def quantization(self, node: Node, taken: list[Value | None], made: list[Value]) -> None:
         codes = taken[0] if taken else None

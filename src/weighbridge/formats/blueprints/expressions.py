@@ -180,6 +180,14 @@ def _stages(features: Value, indices: Value, last: Value) -> list[int]:
     return [numbers[name] for name in _listed(features)]
 
 
+def _split(text: Value, *pairs: Value) -> list[Any]:
+    """The letters of a pattern, each by its word: split("M*", "M", "mamba", "*", "attention")."""
+    words = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    if not isinstance(text, str) or len(text) > LONGEST or not set(text) <= words.keys():
+        raise Malformed(f"{_shown(text)} where a pattern of {', '.join(words)} is needed")
+    return [words[letter] for letter in text]
+
+
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "len": lambda value: len(value) if isinstance(value, (str, Fields)) else len(_listed(value)),
     "range": _range,
@@ -201,12 +209,15 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "reversed": lambda values: list(_listed(values))[::-1],
     "sorted": lambda values: sorted(_number(value) for value in _listed(values)),
     "list": lambda values: list(_listed(values)),
+    "flat": lambda lists: _short([value for one in _listed(lists) for value in _listed(one)]),
     "unique": lambda values: list(dict.fromkeys(_listed(values))),
     "index": lambda values, value: list(_listed(values)).index(value),
+    "split": _split,
     "is_list": lambda value: isinstance(value, (list, tuple)),
     "is_text": lambda value: isinstance(value, str),
     "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
     "starts": lambda text, start: isinstance(text, str) and text.startswith(start),
+    "states": lambda config, name: isinstance(config, Fields) and name in config.stated,
     "ends": lambda text, end: isinstance(text, str) and text.endswith(end),
     "pair": _pair,
     "patches": _patches,

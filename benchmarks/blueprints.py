@@ -41,6 +41,8 @@ _DULL = re.compile(
 
 # Fields without which the type's own default cannot be built or run.
 _NEEDED: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 16, "n_shared_experts": 2, "num_experts_per_tok": 2},
+    "hunyuan_v1_moe": {"head_dim": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     "hunyuan_v1_dense": {"head_dim": 128},
     "ministral": {"head_dim": 128},
@@ -275,7 +277,14 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
     # transformers may keep an empty place in the cache for layers that need none.
     cached = [mixer for mixer in built.mixers if mixer[1] not in ("cross", "bidirectional")]
     if len(cached) != len(layers):
-        cached = [mixer for mixer in cached if mixer[1] != "none"]
+        cached = [mixer for mixer in cached if mixer[1] != "none" and mixer[2].get("kv_from") is None]
+    if len(cached) != len(layers) and len({module for module, _, _ in cached}) == len(layers):
+        # Attention and a state space side by side in one layer share its place.
+        merged: dict[str, tuple[str, str, dict[str, Any]]] = {}
+        for module, kind, facts in cached:
+            _, before, known = merged.get(module, (module, kind, {}))
+            merged[module] = (module, kind if "kv_heads" in facts else before, known | dict(facts))
+        cached = list(merged.values())
     if len(cached) != len(layers):
         return [f"{name}: {len(layers)} cache layers, {len(cached)} in the blueprint"]
     for at, (layer, (_, kind, facts)) in enumerate(zip(layers, cached, strict=True)):
@@ -286,7 +295,7 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
             if mine != theirs:
                 said.append(f"{name} layer {at}: cache {theirs}, blueprint {mine}")
         is_sliding = bool(getattr(layer, "is_sliding", False))
-        if kind != "none" and is_sliding != (kind in ("sliding", "chunked")):
+        if kind != "none" and facts.get("kv_from") is None and is_sliding != (kind in ("sliding", "chunked")):
             said.append(f"{name} layer {at}: {type(layer).__name__} but {kind}")
         if is_sliding and kind in ("sliding", "chunked") and layer.sliding_window != facts["window"]:
             said.append(f"{name} layer {at}: window {layer.sliding_window}, blueprint {facts['window']}")

@@ -164,8 +164,6 @@ class _Parser:
         for each in self.wire.fields(part.start, part.end):
             if each.number == 1:
                 name = self.wire.text(each)
-                if name not in found.constants:  # constants come first in every file that a program writes
-                    return
             elif each.number == 4:
                 key, value = pair(self.wire, each, _LONGEST_PROVENANCE)
                 if key == _PROVENANCE:

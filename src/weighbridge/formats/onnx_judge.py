@@ -2,8 +2,8 @@
 
 torch's newer exporter writes the kind of every parameter and buffer into the file, and of a folded constant from which
 of them it was computed: that is believed first. Else the use decides (a weight of Conv is learned, the mean of
-BatchNormalization is not), and at last the name: a program's own (`cls_token`) stands for a parameter or a known buffer, an
-invented one (`onnx::Add_33`) for nothing.
+BatchNormalization is not), and at last the name: a program's own (`cls_token`) stands for a parameter or a known
+buffer, an invented one (`onnx::Add_33`) for nothing.
 
 Source: torch 2.13 `torch.onnx`, onnxscript 0.7 and onnxruntime 1.32 optimizers and quantizers, tf2onnx 1.16.
 """
@@ -61,7 +61,9 @@ class Stating:
         return bool(self._kinds)
 
     def of(self, name: str, graph: Graph) -> tuple[str | None, tuple[str, ...]]:
-        """(kind, the parameters that it was computed from)."""
+        """(kind, the parameters that it was computed from), of the constant or of what a quantizer made it from."""
+        known = name in self._kinds or name in graph.kinds or name in graph.folded
+        name = name if known else _SUFFIX.sub("", name)
         kind = self._kinds.get(name)
         if kind is None and name in graph.kinds:
             kind = (
@@ -100,15 +102,15 @@ def kind_of(one: Stored, file: str, *, signed: bool) -> str | None:
     if constant.dtype is None or constant.dtype.kind == "bool":
         return BUFFER
     if constant.dtype.kind == "int":
-        return _kind_of_codes(constant, use or Use(OPERAND), kind, anonymous, file)
+        if one.stated == BUFFER:
+            return BUFFER
+        return _kind_of_codes(constant, use or Use(OPERAND), kind, anonymous and one.stated is None, file)
     if one.stated is not None:
         return one.stated
     if kind == BUFFER:
         return BUFFER
     literal = _LITERAL.fullmatch(one.own) is not None
     if kind == PARAMETER:
-        if literal and use is not None and use.role == "norm":
-            return BUFFER  # the ones and zeros of a group norm that the exporter took apart
         # Batch norms apart: a program's name of a weight may be that of a known buffer, such as a rotary table.
         return PARAMETER if anonymous or (use is not None and use.role == "norm") else None
     if literal or ((anonymous or constant.literal) and numel(constant.shape) <= 1):
@@ -124,8 +126,13 @@ def _kind_of_codes(constant: Constant, use: Use, kind: str, anonymous: bool, fil
         if not anonymous:
             return PARAMETER
         return BUFFER if numel(constant.shape) <= 1 else UNATTRIBUTED
-    if kind in (FOREIGN, BITS) and len(constant.shape) > 1 and constant.dtype and constant.dtype.bits <= 32:
-        what = f"goes into {use.node}" if kind == FOREIGN else "is unpacked by arithmetic on bits"
+    if (
+        (kind in (FOREIGN, BITS) or (kind == TABLE and narrow))
+        and len(constant.shape) > 1
+        and constant.dtype
+        and constant.dtype.bits <= 32
+    ):
+        what = f"goes into {use.node}" if kind == FOREIGN else "is unpacked by arithmetic"
         raise Unknown(
             f"{file}: {constant.name!r} of {constant.dtype} {what}: what it stands for cannot be told",
             fix="weigh the model that it was exported from",

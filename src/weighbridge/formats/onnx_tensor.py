@@ -28,7 +28,8 @@ _DATA = {4: 4, 5: 0, 7: 0, 10: 8, 11: 0}
 class Constant(NamedTuple):
     """A stored tensor. `location` names the file beside this one that holds it, None where it is in this one.
 
-    `dtype` is None for text; `offset` is 0 where its values do not lie in a row as a program would use them; a `literal` is written where it is used, in a node.
+    `dtype` is None for text. `offset` is 0 where its values do not lie in a row as a program would use them. A
+    `literal` is written where it is used, in a node.
     """
 
     name: str

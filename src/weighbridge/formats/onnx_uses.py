@@ -10,24 +10,24 @@ Source: the schemas of onnx 1.23 and onnxruntime 1.32; `data/onnx_operators.json
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 from weighbridge.formats.onnx_graph import Constant, Graph, Model, Node
+from weighbridge.formats.onnx_packing import elements_of
 from weighbridge.ledger import numel
 from weighbridge.ledger.errors import Malformed, Unknown
 
 PARAMETER, BUFFER = "parameter", "buffer"
 TABLE, OPERAND, FOREIGN, BITS = "table", "operand", "foreign", "bits"
+_SCALED = "scaled"  # no constant: a norm whose scale and bias follow apart
 SCALES, ZEROS = "quantization_scales", "quantization_zero_points"
 _MEANING = {
     "W": PARAMETER, "w": PARAMETER, "G": TABLE, "C": OPERAND, "B": BUFFER, "S": SCALES, "Z": ZEROS,
     "I": "quantization_index", "A": "activation_scales", "K": "kv_cache_scales", ".": OPERAND,
 }  # fmt: skip
 # Which of several uses says what the constant is: learned wherever it is learned once.
-_RANK = {OPERAND: 0, FOREIGN: 1, BITS: 2, TABLE: 3, BUFFER: 4, PARAMETER: 6}
-_PACKED_ALIKE = frozenset({"MatMulNBits", "MatMulNBitsMlp", "MatMulNBitsQkv"})
+_RANK = {OPERAND: 0, _SCALED: 1, FOREIGN: 1, BITS: 2, TABLE: 3, BUFFER: 4, PARAMETER: 6}
 # A result made of constants alone by one of these is the constant in another form.
 _FORMS = frozenset(
     {"Cast", "CastLike", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split"}
@@ -35,6 +35,8 @@ _FORMS = frozenset(
 _FORMS |= {"Squeeze", "Tile", "Transpose", "Unsqueeze", "DepthToSpace", "SpaceToDepth"}
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub", "Pow"})
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "MatMulInteger", "MatMulNBits", "MatMulBnb4", "Conv", "ConvInteger"})
+_PRODUCTS |= {"QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+_SAME_SHAPE = frozenset({"Cast", "Identity", "DequantizeLinear", "QuantizeLinear"})
 _NORMS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
 _BITWISE = frozenset({"BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Mod"})
 _COMPILED = frozenset({"EPContext", "Snpe", "TRTKernel"})
@@ -55,12 +57,13 @@ class Use(NamedTuple):
 class Value:
     """A name's value within a graph."""
 
-    __slots__ = ("codes", "constant", "fixed", "trait", "use")
+    __slots__ = ("codes", "constant", "fixed", "shape", "trait", "use")
 
     def __init__(self, *, constant: Constant | None = None, fixed: bool = False, codes: bool = False) -> None:
         self.constant = constant
         self.fixed = fixed  # made of constants alone
         self.codes = codes  # of them, a matrix of small integers
+        self.shape = constant.shape if constant is not None else None
         self.trait: str | None = None  # what it comes from: a product with weights, or a norm without its affine part
         self.use: Use | None = None
 
@@ -95,15 +98,15 @@ def _operators() -> dict[str, tuple[str, str | None]]:
 
 
 def _trait(node: Node, taken: Sequence[Value | None]) -> str | None:
-    """"product" after weights, "norm" after a norm; kept by what changes the form alone."""
+    """What a result comes from: "product" of weights, or "norm"; kept by what changes the form alone."""
     known = [value for value in taken if value is not None]
     if node.op in _PRODUCTS and any(value.fixed for value in known):
         return "product"
     if node.op in _NORMS:
         return "norm"
-    if known and node.op in _FORMS and node.op != "Concat":
+    if known and (node.op in _FORMS or node.op in _SAME_SHAPE) and node.op != "Concat":
         return known[0].trait
-    if node.op == "Mul":
+    if node.op in ("Mul", "QLinearMul"):
         return next((value.trait for value in known if value.trait), None)
     return None
 
@@ -153,6 +156,10 @@ class _Walk:
             made = [Value(fixed=fixed, codes=codes) for _ in node.outputs]
             if made and not fixed:
                 made[0].trait = _trait(node, taken)
+                # Rows that are looked up in a table of codes are codes still.
+                made[0].codes = node.op == "Gather" and taken[0] is not None and taken[0].codes
+            elif made and node.op in _SAME_SHAPE and taken[0] is not None:
+                made[0].shape = taken[0].shape
             scope.names |= zip(node.outputs, made, strict=True)
             listed.append((node, taken, made))
         for name, result in zip(graph.outputs, results, strict=False):
@@ -184,16 +191,23 @@ class _Walk:
             self.quantization(node, taken, made)
             return
         result = made[0].use if made else None
+        if result is not None and result.kind == _SCALED and node.op in _FORMS and taken and taken[0] is not None:
+            taken[0].takes(result)
         known = _operators().get(f"{node.domain}:{node.op}") or _operators().get(node.op)
         if made and made[0].fixed and (node.op in _FORMS or node.op in _ARITHMETIC or node.op in _BITWISE):
             self.form(node, taken, result)
         elif known is not None:
             letters, role = known
+            if result is not None and node.op == "InstanceNormalization" and result.kind == _SCALED:
+                letters = ".BB"  # ones and zeros: a group norm that the exporter took apart
+            if letters.startswith("C") and len(taken) > 3:
+                self.affine(node, [taken[0], taken[3]])
             for at, (letter, value) in enumerate(zip(letters, taken, strict=False)):
                 if value is not None:
                     coded = node.op.startswith(("QLinear", "QGemm", "QAttention", "QEmbed")) or "Integer" in node.op
-                    elements = self.elements(node, at, value) if letter == "w" else None
+                    elements = elements_of(node, at, value.constant, self.name) if letter == "w" else None
                     quantized = letter in "wC" or (coded and letter == "W")
+                    quantized = quantized or (letter == "G" and result is not None and result.quantized)
                     value.takes(Use(_MEANING[letter], role, node.name, quantized, elements))
         elif node.op == "Mul" and any(value is not None and id(value) in dynamic for value in taken):
             for value in taken:  # the scale of the activations times that of the weights
@@ -233,19 +247,22 @@ class _Walk:
         """A scale after a norm, a bias after a norm or a product: whether it is one."""
         traits = {value.trait for value in taken if value is not None and not value.fixed}
         fixed = [value for value in taken if value is not None and value.fixed]
-        if len(taken) != 2 or len(fixed) != 1 or not (traits & {"norm"} or (traits & {"product"} and node.op == "Add")):
+        if len(taken) != 2 or len(fixed) != 1 or not (traits & {"norm"} or (traits & {"product"} and "Add" in node.op)):
             return False
-        constant = fixed[0].constant
-        if constant is None or sum(size > 1 for size in constant.shape) != 1:
+        shape = fixed[0].shape
+        if shape is None or sum(size > 1 for size in shape) != 1:
             return False
-        fixed[0].takes(Use(PARAMETER, "norm" if "norm" in traits else None, node.name))
+        for value in taken:
+            if value is not None and value.trait == "norm":
+                value.takes(Use(_SCALED))
+        fixed[0].takes(Use(PARAMETER, "norm" if "norm" in traits else None, node.name, node.op.startswith("Q")))
         return True
 
     def quantization(self, node: Node, taken: list[Value | None], made: list[Value]) -> None:
         codes = taken[0] if taken else None
-        weight = codes is not None and codes.fixed
+        weight = codes is not None and (codes.fixed or codes.codes)
         result = made[0].use if made else None
-        if weight and codes is not None:
+        if codes is not None and (weight or (result is not None and result.kind == _SCALED)):
             codes.takes((result or Use(OPERAND))._replace(quantized=True))
         for value, kind in zip(taken[1:], (SCALES, ZEROS), strict=False):
             if value is not None:
@@ -272,35 +289,3 @@ class _Walk:
         for value, outer in zip(formal, taken, strict=False):
             if outer is not None:
                 outer.takes(value.use)
-
-    def elements(self, node: Node, at: int, value: Value) -> int | None:
-        """How many weights the codes stand for.
-
-        Raises:
-            Unknown: codes that do not fit what the operator says of them.
-        """
-        constant = value.constant
-        if constant is None or constant.dtype is None:
-            return None
-        stored, say = numel(constant.shape), node.numbers.get
-        if constant.dtype.block > 1:
-            return None
-        bits = say("bits", 4)
-        if node.op in _PACKED_ALIKE or node.op == "MatMulBnb4":
-            rows = say("N") or (say("Nq") if at == 3 else say("Nkv")) or 0
-            width, block = say("K", 0), say("block_size", 0)
-            count = rows * width
-            if node.op == "MatMulBnb4":
-                fits = constant.nbytes == ceil(count / 2)
-            else:
-                fits = 0 < block <= 1 << 20 and constant.nbytes * 8 == rows * -(-width // block) * block * bits
-            if not fits or count >= 1 << 60:
-                raise Unknown(f"{self.name}: {constant.name!r} is packed in a way that does not fit {node.op}")
-            return count
-        if node.op == "QMoE":
-            if any(say(f"fc{layer}_expert_weight_bits", 0) for layer in (1, 2, 3)):
-                raise Unknown(f"{self.name}: experts packed with a width for each of their layers")
-            bits = say("expert_weight_bits", 4)
-        if bits not in (2, 4, 8):
-            raise Unknown(f"{self.name}: {constant.name!r} is packed in {bits:,} bits")
-        return stored * 8 // bits if constant.dtype.bits == 8 else stored

@@ -156,7 +156,7 @@ def _pair(value: Value) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         return [value, value]
     if len(value) != 2:
-        raise Malformed(f"{_shown(list(value))} where height and width are needed")
+        raise Unknown(f"{_shown(list(value))} where height and width are needed")
     return list(value)
 
 
@@ -212,12 +212,13 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "flat": lambda lists: _short([value for one in _listed(lists) for value in _listed(one)]),
     "unique": lambda values: list(dict.fromkeys(_listed(values))),
     "index": lambda values, value: list(_listed(values)).index(value),
+    "field": lambda owner, name, otherwise=None: owner[name] if isinstance(owner, Mapping) and name in owner else otherwise,
     "split": _split,
     "is_list": lambda value: isinstance(value, (list, tuple)),
     "is_text": lambda value: isinstance(value, str),
     "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
     "starts": lambda text, start: isinstance(text, str) and text.startswith(start),
-    "states": lambda config, name: isinstance(config, Fields) and name in config.stated,
+    "states": lambda config, name: name in getattr(config, "stated", ()),
     "ends": lambda text, end: isinstance(text, str) and text.endswith(end),
     "pair": _pair,
     "patches": _patches,

@@ -112,7 +112,7 @@ class Settings(Fields):
         for source in (self._given, self._class.defaults, _file().base):
             if name in source:
                 value = source[name]
-                if name.endswith("layer_types") and isinstance(value, list):
+                if name.endswith(("layer_types", "layers_block_type")) and isinstance(value, list):
                     remap = _file().layer_types
                     return [remap.get(kind, kind) if isinstance(kind, str) else kind for kind in value]
                 return value
@@ -168,6 +168,11 @@ class Settings(Fields):
             model_type = fields["model_type"]
         return Settings(fields, model_type=model_type, where=self.path(name), derive=self._derive)
 
+    def filled(self, name: str) -> "Settings | None":
+        """A sub-config whose absent fields are those that stand for it where it is absent altogether."""
+        spec, value = self._class.parts[name], self._given.get(name)
+        return self._sub(name, {**spec.fields, **value} if isinstance(value, Mapping) else value, spec)
+
     def made(self, model_type: str, fields: Mapping[str, Any], name: str = "") -> "Settings":
         """A sub-config of that type with these fields."""
         return Settings(fields, model_type=model_type, where=self.path(name) if name else self.where, derive=self._derive)
@@ -211,6 +216,7 @@ _FUNCTIONS: dict[str, Callable[[Settings], Any]] = {
     "has()": lambda settings: settings.has,
     "get()": _get,
     "config()": _made,
+    "filled()": lambda settings: settings.filled,
     "here()": lambda settings: lambda: settings,
     "fields()": lambda settings: lambda: dict(settings.stated),
 }

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from weighbridge.formats.blueprints import library
 from weighbridge.formats.blueprints.build import Built, NotCovered, build
@@ -162,7 +163,7 @@ def reference(config: dict[str, Any], model_type: str, class_name: str) -> tuple
     """(parameters, kept buffers, all names) of the model that transformers builds."""
     made = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config))
     with torch.device("meta"):
-        model = getattr(transformers, class_name)._from_config(made)
+        model = class_called(class_name, model_type)._from_config(made)
     kept = model.state_dict(keep_vars=True)
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers() if name in kept}
@@ -190,15 +191,35 @@ def difference(built: Built, truth: dict[str, Any]) -> str:
     return "; ".join(said)
 
 
+def config_class_of(model_type: str) -> Any:
+    """The config class of a type's models: its own, but for the few that are built by another type's classes."""
+    own = CONFIG_MAPPING[model_type]
+    if list(Path(inspect.getfile(own)).parent.glob("modeling_*.py")):
+        return own
+    return getattr(transformers, MODEL_MAPPING_NAMES[model_type]).config_class
+
+
+def modeling(model_type: str) -> Any:
+    """The module that a type's classes are defined in."""
+    name = inspect.getmodule(config_class_of(model_type)).__name__
+    return importlib.import_module(name.replace("configuration_", "modeling_"))
+
+
+def class_called(name: str, model_type: str) -> Any:
+    """A model class by its name: some parts of larger models are not exported."""
+    return getattr(transformers, name, None) or getattr(modeling(model_type), name)
+
+
 def classes_in_transformers(model_type: str) -> list[str]:
     """The model classes of transformers that are built from this type's config."""
-    config_class = CONFIG_MAPPING[model_type]
-    module = importlib.import_module(inspect.getmodule(config_class).__name__.replace("configuration_", "modeling_"))
+    config_class = config_class_of(model_type)
+    module = modeling(model_type)
     found = []
-    for name in getattr(module, "__all__", dir(module)):
+    for name in dict.fromkeys([*getattr(module, "__all__", ()), *dir(module)]):
         thing = getattr(module, name, None)
         if inspect.isclass(thing) and issubclass(thing, transformers.PreTrainedModel) and not name.endswith("PreTrainedModel"):
-            if getattr(thing, "config_class", None) is config_class:
+            own = thing.__module__ == module.__name__
+            if own and getattr(thing, "config_class", None) is config_class:
                 found.append(name)
     return found
 
@@ -266,7 +287,7 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
         config.setdefault(config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers"), 6)
         made = config_class.from_dict(copy.deepcopy(config))
         with torch.no_grad(), torch.device("meta"):
-            model = getattr(transformers, name)._from_config(made, dtype=torch.bfloat16).eval()
+            model = class_called(name, model_type)._from_config(made, dtype=torch.bfloat16).eval()
             out = model(input_ids=torch.zeros(1, 5, dtype=torch.long), use_cache=True)
         layers = (getattr(out, "past_key_values", None) or out.cache_params).layers
     except Exception as error:
@@ -324,7 +345,11 @@ def main() -> int:
         if model_type not in CONFIG_MAPPING:
             print(f"{model_type}: not in transformers {transformers.__version__}")
             continue
-        row = rows[model_type] = weigh_type(model_type, options.cases, options.seed, cache=options.cache)
+        try:
+            row = rows[model_type] = weigh_type(model_type, options.cases, options.seed, cache=options.cache)
+        except ImportError as error:  # a model that needs a package that is not here
+            print(f"{model_type}: not run: {error}")
+            continue
         print(
             f"{model_type}: {row['equal']} equal, {row['refused']} refused, {row['not_built']} not built by transformers,"
             f" {len(row['differ'])} differ; classes {', '.join(row['classes'])}"

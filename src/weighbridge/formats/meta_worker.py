@@ -21,7 +21,8 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     model_class = getattr(transformers, stated[0], None) if stated else None
     if stated and not _is_model(model_class):
         return {"unknown": f"transformers {version} has no class {stated[0]}" + _remote(config)}
-    if model_type not in CONFIG_MAPPING and model_class is None:
+    # A config that brings code of its own may call its classes as it likes: then the class alone decides nothing.
+    if model_type not in CONFIG_MAPPING and (model_class is None or "auto_map" in config):
         return {"unknown": f"transformers {version} does not know the model type {model_type!r}" + _remote(config)}
     config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else model_class.config_class
     if model_class is not None and not issubclass(config_class, model_class.config_class):

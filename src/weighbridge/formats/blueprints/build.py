@@ -162,8 +162,9 @@ def _fields(expression: Expr, scope: _Scope) -> list[str]:
         if name in scope.names or not scope.settings.has(name):
             continue
         value = scope.read(name)
-        if not isinstance(value, (Mapping, list)):
-            values.append(f"{scope.settings.path(name)} is {'null' if value is None else repr(value)[:40]}")
+        if not isinstance(value, Settings):
+            said = "null" if value is None else "an object" if isinstance(value, Mapping) else repr(value)[:40]
+            values.append(f"{scope.settings.path(name)} is {said}")
     return values
 
 

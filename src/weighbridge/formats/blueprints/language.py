@@ -305,7 +305,8 @@ def _member(line: str, number: int, body: tuple[Statement, ...], when: Expr | No
             kind="loop", line=number, expressions=(count,), variables=(loop["variable"],), body=(module,), when=when
         )
     match = _MODULE.fullmatch(line)
-    assert match is not None
+    if match is None:
+        raise ValueError(line)
     name, rest = match["name"].strip(), match["rest"]
     if rest is None:
         return Statement(kind="module", line=number, name=name, body=body, when=when)
@@ -319,7 +320,8 @@ def _member(line: str, number: int, body: tuple[Statement, ...], when: Expr | No
 
 def _call(text: str, expr) -> Call:  # type: ignore[no-untyped-def]
     match = _CALL.fullmatch(text.strip())
-    assert match is not None
+    if match is None:
+        raise ValueError(text)
     positional: list[Expr] = []
     named: list[tuple[str, Expr]] = []
     for argument in _split(match["arguments"]):

@@ -27,12 +27,14 @@ class Family:
     def class_part(self, model_type: str, class_name: str | None) -> tuple[str, Part | None]:
         """(name, part) of a class of that model type; of the usual one when none is named."""
         kind = self.types[model_type]
+        aliases = {s.name: str(s.dtype) for s in kind.body if s.kind == "alias"}
         if class_name is None:
-            usual = kind.usual or next((end for end in ("ForCausalLM",) if self.part(end)), kind.base)
-            return kind.prefix + usual, self.part(usual)
-        alias = next((s.dtype for s in kind.body if s.kind == "alias" and s.name == class_name), None)
-        if alias is not None:
-            return class_name, self.part(alias)
+            usual = kind.usual or ("ForCausalLM" if self.part("ForCausalLM") else kind.base)
+            if usual not in aliases:
+                return kind.prefix + usual, self.part(usual)
+            class_name = usual
+        if class_name in aliases:
+            return class_name, self.part(aliases[class_name])
         if class_name.startswith(kind.prefix):
             return class_name, self.part(class_name.removeprefix(kind.prefix))
         return class_name, None

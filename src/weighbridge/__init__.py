@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from weighbridge.ledger import Architecture, Ledger, Signature, Tensor
     from weighbridge.ledger.errors import WeighError
     from weighbridge.ledger.report import Report
-    from weighbridge.verbs import show, sign, verify
+    from weighbridge.verbs import compare, show, sign, verify
 
 _PLACES = {
+    "compare": "weighbridge.verbs",
     "show": "weighbridge.verbs",
     "sign": "weighbridge.verbs",
     "verify": "weighbridge.verbs",
@@ -36,6 +37,7 @@ __all__ = [
     "Signature",
     "Tensor",
     "WeighError",
+    "compare",
     "open_model",
     "show",
     "sign",

@@ -179,9 +179,13 @@ def test_values_beside_the_file_are_found_there(exported: dict, tmp_path: Path, 
     model = onnx.load(path)
     out = tmp_path / "model.onnx"
     onnx.save_model(
-        model, out, save_as_external_data=True, all_tensors_to_one_file=one_file, location="d.bin" if one_file else None,
+        model,
+        out,
+        save_as_external_data=True,
+        all_tensors_to_one_file=one_file,
+        location="d.bin" if one_file else None,
         size_threshold=100,
-    )  # fmt: skip
+    )
     header, ledger = _read(out)
     assert ledger.total == _parameters(module)
     assert (len(header.files) == 1) is one_file
@@ -229,9 +233,10 @@ def quantized(exported: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[
     found["dynamic"] = folder / "dynamic.onnx"
     q.quantize_dynamic(str(encoder), str(found["dynamic"]), weight_type=q.QuantType.QInt8)
     for bits in (4, 8):
+        which = ("MatMul", "Gather") if bits == 4 else ("MatMul",)
         config = DefaultWeightOnlyQuantConfig(
-            block_size=16, is_symmetric=bits == 8, bits=bits, op_types_to_quantize=("MatMul", "Gather") if bits == 4 else ("MatMul",)
-        )  # fmt: skip
+            block_size=16, is_symmetric=bits == 8, bits=bits, op_types_to_quantize=which
+        )
         made = MatMulNBitsQuantizer(onnx.load(encoder), algo_config=config)
         made.process()
         found[f"nbits{bits}"] = folder / f"nbits{bits}.onnx"
@@ -316,8 +321,9 @@ def test_weights_in_constant_nodes_in_both_branches_and_in_a_loop_are_found(tmp_
         [helper.make_tensor_value_info(n, k, None) for n, k in (("i", 7), ("go", 9), ("state", 1), ("carried", 1))],
         [helper.make_tensor_value_info(n, k, None) for n, k in (("again", 9), ("next", 1), ("kept", 1))],
     )
+    first, second = (branch(_array("val_1", 4, 4), name) for name in "ab")
     nodes = [
-        helper.make_node("If", ["flag"], ["h"], name="choose", then_branch=branch(_array("val_1", 4, 4), "a"), else_branch=branch(_array("val_1", 4, 4), "b")),
+        helper.make_node("If", ["flag"], ["h"], name="choose", then_branch=first, else_branch=second),
         helper.make_node("Loop", ["times", "", "h", "onnx::Loop_5"], ["y", "z"], body=body),
         helper.make_node("Constant", [], ["onnx::Add_3"], value_floats=[1.0, 2.0, 3.0]),
         helper.make_node("Add", ["y", "onnx::Add_3"], ["w"]),

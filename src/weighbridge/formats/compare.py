@@ -64,6 +64,8 @@ def compare(expected: Ledger, stored: Ledger | None, problems: Sequence[str]) ->
     wanted = {t.name: t.shape for t in expected.tensors if t.kind == "parameter"}
     held = _stored(stored, found) if stored is not None else []
     words = _EMPTY_WORDS | _top_words(wanted)
+    # A checkpoint may hold the base model under its prefix, where the class at hand has none, or the other way round.
+    words |= _top_words(one.name for one in held)
     found.buffers_missing = _without(buffers, {one.name for one in held}, words)
     matched = _matched({**wanted, **buffers}, held, words)
     tied = {*expected.ties}

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from weighbridge.formats import mil
 from weighbridge.formats.folder import Repository
 from weighbridge.formats.header import Header
-from weighbridge.formats.mil import BUFFER, OPERAND, PARAMETER, TABLE, Blob, Program, Use
+from weighbridge.formats.mil import BUFFER, OPERAND, PARAMETER, STATE, TABLE, Program, Use
+from weighbridge.formats.mil_values import Blob, missing
 from weighbridge.formats.protobuf import BYTES, VARINT, Wire
 from weighbridge.ledger import DTYPES, File, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Malformed, NotFound, Unknown
 
 UNATTRIBUTED = "constants_of_unknown_origin"
+_LARGEST_STATE = 64 << 10
 _PROGRAM = 502
 _OTHERS = {
     303: "a neural network of the old kind", 403: "a neural network of the old kind",
@@ -77,7 +79,7 @@ def read(file: File, *, index: int = 0, beside: Callable[[str], File | None] | N
         if name not in opened:
             found = beside(name) if beside is not None and len(opened) < 1000 else None
             if found is None:
-                raise mil.missing(name, file.name)
+                raise missing(name, file.name)
             opened[name] = index + 1 + len(opened), found
         return opened[name][1]
 
@@ -98,6 +100,10 @@ def _header(
         at = index if blob.location is None else opened[blob.location][0]
         row = Row(name, blob.dtype, blob.shape, at, blob.offset, blob.nbytes)
         kind = _kind(blob, use)
+        if kind == STATE:
+            holder = file if blob.location is None else opened[blob.location][1]
+            zeros = blob.offset and blob.nbytes <= _LARGEST_STATE and not any(holder.read(blob.offset, blob.nbytes))
+            kind = BUFFER if zeros else UNATTRIBUTED
         if kind is not None:
             kinds[name] = kind
         if kind in (None, PARAMETER):
@@ -153,14 +159,25 @@ def _no_overlap(rows: list[Row], index: int, files: list[File]) -> None:
 def _packed(blob: Blob, use: Use | None) -> bool:
     """Whether a constant holds codes of what has another shape: a palette's indices."""
     whole = blob.name.endswith((".indices", ".quantized_data", ".data")) or blob.dtype is DTYPES["U8"]
-    return whole and bool(blob.dense) and (use is None or use.kind in (PARAMETER, TABLE, OPERAND))
+    return (
+        whole
+        and not blob.name.endswith(".nonzero_data")
+        and bool(blob.dense)
+        and (use is None or use.kind in (PARAMETER, TABLE, OPERAND))
+    )
+
+
+def _bare(name: str) -> str:
+    """A constant's name without what the converter appends; the end alone is looked at."""
+    own = name.partition(".")[0]
+    return own[:-64] + _SUFFIX.sub("", own[-64:])
 
 
 def _kind(blob: Blob, use: Use | None) -> str | None:
     kind = use.kind if use is not None else OPERAND
     if kind not in (PARAMETER, BUFFER, TABLE, OPERAND):
         return kind
-    bare = _SUFFIX.sub("", blob.name.partition(".")[0])
+    bare = _bare(blob.name)
     coded = "." in blob.name  # a part of a quantized weight
     anonymous = _INVENTED.fullmatch(bare) is not None
     if blob.dtype.kind in ("int", "bool") and not coded and not (kind == PARAMETER and blob.dtype.bits <= 8):
@@ -177,7 +194,7 @@ def _kind(blob: Blob, use: Use | None) -> str | None:
 def _role(name: str, use: Use | None) -> str:
     if use is not None and use.role is not None and use.role != "embedding":
         return use.role
-    bare = _NUMBER.sub("#", _SUFFIX.sub("", name.partition(".")[0]))
+    bare = _NUMBER.sub("#", _bare(name))
     # Dots of the source model's names became underscores.
     for text in (bare, bare.replace("_", ".")):
         role = role_of(text, ())
@@ -194,3 +211,6 @@ def _notes(rows: list[Row], kinds: dict[str, str]) -> Iterator[str]:
             f"{count:,} values in {len(apart):,} constants are no parameters by any evidence, nor surely none "
             f"(first: {apart[0].name[:100]!r}): they are counted apart"
         )
+    sparse = sum(kind == mil.MASK for kind in kinds.values())
+    if sparse:
+        yield f"{sparse:,} tensors are sparse: their stored values are counted, not the zeros between"

@@ -53,6 +53,10 @@ class Flat:
                 raise Truncated(f"{self.name} ends within its tables", fix="download it again")
         return data
 
+    def charge(self, reads: int) -> None:
+        """Takes from the budget what stays in memory."""
+        self._left -= reads
+
     def number(self, offset: int, form: str) -> int:
         """An integer, as `struct` writes it."""
         return struct.unpack(f"<{form}", self.raw(offset, struct.calcsize(f"<{form}")))[0]
@@ -112,9 +116,10 @@ class Table:
             raise Malformed(f"{self._flat.name}: {count:,} numbers where a model has at most {most:,}")
         return struct.unpack(f"<{count}{form}", self._flat.raw(start, count * struct.calcsize(f"<{form}")))
 
-    def text(self, field: int, *, longest: int = 2048) -> str:
+    def text(self, field: int, *, longest: int = 1024) -> str:
         """A string, cut where it is longer than `longest`."""
         start, count = self.vector(field) or (0, 0)
+        self._flat.charge(min(count, longest) // 64)
         return self._flat.raw(start, min(count, longest)).decode("utf-8", "backslashreplace") if count else ""
 
     def tables(self, field: int, *, most: int) -> list[int]:

@@ -14,11 +14,11 @@ from weighbridge.ledger.errors import Malformed, Unknown
 
 _DEEPEST = 12
 _MOST_CONSTANTS = 150_000
-_LONGEST_PROVENANCE = 1 << 20
-_LONGEST_SIGNATURE = 16 << 20
+_LONGEST_PROVENANCE = 256 << 10
+_LONGEST_SIGNATURE = 8 << 20
 
 _PROVENANCE = 1 << 20
-_LONGEST_SIGNATURE = 16 << 20
+_LONGEST_SIGNATURE = 8 << 20
 
 _PROVENANCE = "pkg.onnxscript.optimizer.folded_from"
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"

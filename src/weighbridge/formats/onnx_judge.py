@@ -63,7 +63,7 @@ class Stating:
     def of(self, name: str, graph: Graph) -> tuple[str | None, tuple[str, ...]]:
         """(kind, the parameters that it was computed from), of the constant or of what a quantizer made it from."""
         known = name in self._kinds or name in graph.kinds or name in graph.folded
-        name = name if known else _SUFFIX.sub("", name)
+        name = name if known else _bare(name)
         kind = self._kinds.get(name)
         if kind is None and name in graph.kinds:
             kind = (
@@ -76,9 +76,15 @@ class Stating:
         return PARAMETER if learned else BUFFER, learned
 
 
+def _bare(name: str) -> str:
+    """The name without what quantizers append. Of a long one the ends are looked at, which keeps forged names cheap."""
+    short = name if len(name) <= 256 else f"{name[:128]}{name[-128:]}"
+    return short[:-64] + _SUFFIX.sub("", short[-64:])
+
+
 def invented(name: str, *, signed: bool = False) -> bool:
     """Whether no program gave a constant this name. `signed`: the exporter lists all names that programs gave."""
-    bare = _SUFFIX.sub("", name)
+    bare = _bare(name)
     if signed and "." not in bare:
         return True
     if "/" in bare or ":" in bare:

@@ -40,7 +40,7 @@ _SAME_SHAPE = frozenset({"Cast", "Identity", "DequantizeLinear", "QuantizeLinear
 _NORMS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
 _BITWISE = frozenset({"BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Mod"})
 _COMPILED = frozenset({"EPContext", "Snpe", "TRTKernel"})
-_MOST_STEPS = 250_000
+_MOST_STEPS = 160_000
 _MOST_CALLS_DEEP = 12
 
 

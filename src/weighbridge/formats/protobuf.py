@@ -17,7 +17,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _LENGTHS, _FIXED = frozenset({VARINT, BYTES}), frozenset({FIXED32, FIXED64})
 _WINDOW = 64 << 10
 _MOST_FIELDS = 800_000  # some 1.5 µs each; real graphs of 10,000 nodes have a third
-_MOST_KEPT = 48 << 20
+_MOST_KEPT = 32 << 20
 _LONGEST_VARINT = 10
 
 
@@ -117,7 +117,7 @@ class Wire:
             )
         return data
 
-    def text(self, field: Field, *, longest: int = 2048) -> str:
+    def text(self, field: Field, *, longest: int = 1000) -> str:
         """A string; bytes that are no UTF-8 are shown, so that two names that differ stay two."""
         return self.read(field, largest=longest).decode("utf-8", "backslashreplace")
 

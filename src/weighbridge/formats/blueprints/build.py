@@ -16,6 +16,7 @@ _MOST_TENSORS = 200_000
 _MOST_STEPS = 3_000_000
 _LARGEST = 1 << 40  # of one dimension
 _DEEPEST = 60
+_LEARNED_ACTIVATIONS = ("prelu", "xielu")
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -67,7 +68,21 @@ def build(
     _Builder(built, facts_only=facts_only, forms=forms).part(part, family, settings, {}, "", depth=0)
     if not facts_only:
         built.ties = _resolved(built)
+        _refuse_learned_activations(config, built)
     return built
+
+
+def _refuse_learned_activations(config: Mapping[str, Any], built: Built) -> None:
+    """Two activations have parameters, wherever a config may put them; only a blueprint that says so counts them."""
+    if any(name.endswith((".alpha_p", "act_fn.weight")) for name in built.tensors):
+        return
+    waiting: list[Any] = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, str) and value in _LEARNED_ACTIVATIONS:
+            raise NotCovered(f"a choice that the blueprint does not know: the activation {value}, which has parameters")
 
 
 def _resolved(built: Built) -> dict[str, str]:

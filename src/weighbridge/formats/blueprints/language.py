@@ -96,7 +96,7 @@ class Mistake(SyntaxError):
 
 
 _Line = tuple[int, int, str]  # number, indentation, text
-_NAME = r"[A-Za-z0-9_.{}+\-*/% ]+?"
+_NAME = r"(?:[A-Za-z0-9_.]|\{[^{}]+\})+?"
 _MODULE = re.compile(rf"(?P<name>{_NAME})\s*:(?:\s+(?P<rest>.+))?")
 _LOOP = re.compile(rf"(?P<name>{_NAME})\[(?P<variable>\w+) of (?P<count>.+?)\]\s*:(?:\s+(?P<rest>.+))?")
 _CALL = re.compile(r"(?P<part>[\w.]+)\s*\((?P<arguments>.*)\)(?:\s*@\s*(?P<config>.+))?", re.DOTALL)

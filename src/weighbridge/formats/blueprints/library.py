@@ -91,13 +91,14 @@ def family_of(model_type: str) -> Family | None:
 
 
 def type_of_class(class_name: str) -> str | None:
-    """The model type whose classes are called like that: the longest prefix that fits and has the part."""
-    found = [(len(kind.prefix), kind) for kind in _kinds() if class_name.startswith(kind.prefix)]
-    for _, kind in sorted(found, key=lambda pair: -pair[0]):
-        family = family_of(kind.name)
+    """The model type whose classes are called like that: one whose usual class it is, else the longest prefix."""
+    found = []
+    for kind in _kinds():
+        family = family_of(kind.name) if class_name.startswith(kind.prefix) else None
         if family is not None and family.class_part(kind.name, class_name)[1] is not None:
-            return kind.name
-    return None
+            found.append((family.class_part(kind.name, None)[0] != class_name, -len(kind.prefix), kind.name))
+    # Of several types alike in both, the first by file: the family's own.
+    return min(found, key=lambda one: one[:2])[2] if found else None
 
 
 def _kinds() -> list[Type]:

@@ -77,10 +77,10 @@ class Settings(Fields):
         self._derive = derive
         self._parts: dict[str, Settings | None] = {}
         self._given: dict[str, Any] = {}
-        for name, value in given.items():
-            self._given[self._class.aliases.get(name, name)] = value
-        # The name that the class itself uses wins over an alias.
-        self._given |= {name: given[name] for name in given if name not in self._class.aliases}
+        aliases = self._class.aliases
+        # Where a config states a field and an alias of it, transformers sets the alias last: it wins.
+        self._given |= {name: value for name, value in given.items() if name not in aliases}
+        self._given |= {aliases[name]: value for name, value in given.items() if name in aliases}
         self._derived: dict[str, Any] = {}
         if given.get("per_layer_config") is not None:
             raise Unknown(f"{self.path('per_layer_config')} is not understood")
@@ -135,11 +135,10 @@ class Settings(Fields):
         return self._given.get(self._class.aliases.get(name, name)) is not None
 
     def _labels(self) -> int:
-        labels = self._given.get("id2label")
-        if isinstance(labels, (dict, list)):
-            return len(labels)
-        stated = self._given.get("num_labels")
-        return 2 if stated is None else stated
+        stated, labels = self._given.get("num_labels"), self._given.get("id2label")
+        if stated is not None:
+            return stated
+        return len(labels) if isinstance(labels, (dict, list)) else 2
 
     # Sub-configs -----------------------------------------------------------------------------------------------------
 

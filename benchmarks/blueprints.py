@@ -6,8 +6,8 @@ For each model type and class, `--cases` configs are drawn: fields of the config
 numbers, flipped, set to null, or set to words that the model's source compares with. transformers builds each on the
 meta device; names and shapes of parameters and of kept buffers and the tied names must be equal. Where the blueprint
 refuses and transformers builds, the case counts as refused; where transformers refuses, it does not count. `--cache`
-also runs decoders of few layers on the meta device and compares the shapes in their caches with what the blueprint says of each layer.
-Exit code 1 when anything differs.
+also runs decoders of few layers on the meta device and compares the shapes in their caches with what the blueprint says
+of each layer. Exit code 1 when anything differs.
 """
 
 import argparse
@@ -217,7 +217,11 @@ def classes_in_transformers(model_type: str) -> list[str]:
     found = []
     for name in dict.fromkeys([*getattr(module, "__all__", ()), *dir(module)]):
         thing = getattr(module, name, None)
-        if inspect.isclass(thing) and issubclass(thing, transformers.PreTrainedModel) and not name.endswith("PreTrainedModel"):
+        if (
+            inspect.isclass(thing)
+            and issubclass(thing, transformers.PreTrainedModel)
+            and not name.endswith("PreTrainedModel")
+        ):
             own = thing.__module__ == module.__name__
             if own and getattr(thing, "config_class", None) is config_class:
                 found.append(name)

@@ -34,9 +34,10 @@ def show(
 ) -> Report:
     """What parameters a model has; several models side by side.
 
-    A model is a name (path, hub id, `ollama:NAME`) or an object: a `torch.nn.Module`, a state dict, a pytree of arrays, a
-    Keras model, a fitted estimator, a config. No library is imported for it. `settings` change fields of the config, and `arch` names a model type instead of a model: what if it had 40 layers?
-    `tensors` is a glob of the tensors to list. `progress(done, total)` counts remote headers.
+    A model is a name (path, hub id, `ollama:NAME`) or an object: a `torch.nn.Module`, a state dict, a pytree of arrays,
+    a Keras model, a fitted estimator, a config. No library is imported for it. `settings` change fields of the config,
+    and `arch` names a model type instead of a model: what if it had 40 layers? `tensors` is a glob of the tensors to
+    list. `progress(done, total)` counts remote headers.
 
     Raises:
         WeighError: the model cannot be read, with the mend.
@@ -57,7 +58,8 @@ def show(
 
 
 def compare(model: Name, *, offline: bool = False) -> Report:
-    """A checkpoint against its own config.json: what its files lack, and what they hold that the config does not explain.
+    """A checkpoint against its own config.json: what its files lack, and what they hold that the config does not
+    explain.
 
     `to_dict()["compare"]["complete"]` says whether all is there.
 

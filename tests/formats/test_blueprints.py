@@ -1,5 +1,6 @@
 """Models from their config.json alone, against real configs' published counts and against what transformers builds."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -67,9 +68,9 @@ def _kept(mixer: Mixer, nbytes: int = 2) -> int:
     return mixer.kv_heads * (mixer.head_dim + (mixer.value_dim or mixer.head_dim)) * nbytes
 
 
-# The table's formula takes each layer for one of self-attention with `num_key_value_heads`: not so in encoders, in Jamba's
-# state spaces, in Llama 3.2's cross-attention, in SantaCoder's one head. Step-3.7's config states the language model's
-# fields at the top, where transformers' class does not look for them.
+# The table's formula takes each layer for one of self-attention with `num_key_value_heads`: not so in encoders, in
+# Jamba's state spaces, in Llama 3.2's cross-attention, in SantaCoder's one head. Step-3.7's config states the language
+# model's fields at the top, where transformers' class does not look for them.
 _OTHERWISE = ("bert-", "clip-", "vit-", "Jamba", "Llama-3.2-11B-Vision", "santacoder", "Step-3.7")
 
 
@@ -165,7 +166,9 @@ def encoder(draw: st.DrawFn) -> dict[str, Any]:
 
 
 _HEAD_DIM = st.fixed_dictionaries({}, optional={"head_dim": st.sampled_from([8, 32, 64])})
-_EXPERTS = st.fixed_dictionaries({"num_experts": st.sampled_from([2, 6, 8]), "moe_intermediate_size": st.integers(8, 90)})
+_EXPERTS = st.fixed_dictionaries(
+    {"num_experts": st.sampled_from([2, 6, 8]), "moe_intermediate_size": st.integers(8, 90)}
+)
 _BIAS = st.fixed_dictionaries({}, optional={"attention_bias": st.booleans(), "mlp_bias": st.booleans()})
 _NO_MORE = st.just({})
 _T5 = st.fixed_dictionaries(
@@ -222,7 +225,10 @@ COMMON: dict[str, tuple[str, list[st.SearchStrategy[dict[str, Any]]]]] = {
     "qwen3": ("Qwen3ForCausalLM", [decoder(), _HEAD_DIM]),
     "qwen3_moe": ("Qwen3MoeForCausalLM", [decoder(), _EXPERTS]),
     "qwen2_moe": ("Qwen2MoeForCausalLM", [decoder(), _EXPERTS]),
-    "mixtral": ("MixtralForCausalLM", [decoder(), st.fixed_dictionaries({"num_local_experts": st.sampled_from([2, 4])})]),
+    "mixtral": (
+        "MixtralForCausalLM",
+        [decoder(), st.fixed_dictionaries({"num_local_experts": st.sampled_from([2, 4])})],
+    ),
     "gemma": ("GemmaForCausalLM", [decoder(), _HEAD_DIM]),
     "gemma2": ("Gemma2ForCausalLM", [decoder(), _HEAD_DIM]),
     "gemma3_text": ("Gemma3ForCausalLM", [decoder(), _HEAD_DIM]),
@@ -232,7 +238,10 @@ COMMON: dict[str, tuple[str, list[st.SearchStrategy[dict[str, Any]]]]] = {
     "gpt_neox": ("GPTNeoXForCausalLM", [decoder()]),
     "bert": ("BertForMaskedLM", [encoder()]),
     "roberta": ("RobertaForSequenceClassification", [encoder()]),
-    "distilbert": ("DistilBertForMaskedLM", [st.fixed_dictionaries({"n_layers": _SMALL, "hidden_dim": st.integers(8, 90)})]),
+    "distilbert": (
+        "DistilBertForMaskedLM",
+        [st.fixed_dictionaries({"n_layers": _SMALL, "hidden_dim": st.integers(8, 90)})],
+    ),
     "t5": ("T5ForConditionalGeneration", [_T5]),
     "bart": ("BartForConditionalGeneration", [_SEQ2SEQ]),
     "whisper": ("WhisperForConditionalGeneration", [_SEQ2SEQ]),
@@ -284,7 +293,10 @@ def test_the_class_in_architectures_decides_what_is_counted() -> None:
     assert usual.metadata["built"]["class"] == "BertForMaskedLM"
     assert any("BertForMaskedLM" in note for note in usual.notes)
     # A class without a type decides, too, unless the config brings code of its own.
-    assert weigh({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}).metadata["built"]["class"] == "LlamaForCausalLM"
+    assert (
+        weigh({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}).metadata["built"]["class"]
+        == "LlamaForCausalLM"
+    )
 
 
 # Reports -------------------------------------------------------------------------------------------------------------
@@ -304,7 +316,10 @@ def test_nothing_but_the_standard_library_and_msgspec_is_imported(tmp_path: Path
 
 def test_a_what_if_is_the_config_with_that_field() -> None:
     shown = weighbridge.show(arch="llama", settings={"num_hidden_layers": 40, "hidden_size": 5120}).to_dict()
-    assert shown["parameters"]["total"] == weigh({"model_type": "llama", "num_hidden_layers": 40, "hidden_size": 5120}).total  # type: ignore[index]
+    assert (
+        shown["parameters"]["total"]
+        == weigh({"model_type": "llama", "num_hidden_layers": 40, "hidden_size": 5120}).total
+    )  # type: ignore[index]
     inner = weighbridge.show(arch="llava", settings={"text_config.num_hidden_layers": 2}).to_dict()
     assert inner["parameters"]["total"] < weighbridge.show(arch="llava").to_dict()["parameters"]["total"]  # type: ignore[index]
 
@@ -377,11 +392,9 @@ def test_no_config_of_nonsense_escapes_as_anything_but_a_refusal(model_type: str
     table = blueprints.class_of(model_type)
     names = list(table.defaults if table else {})[:60] or ["hidden_size"]
     for value in (None, -1, 0, "x", 1.5, [], [None], {}, 10**13, True):
-        for config in ({name: value for name in names}, {names[0]: value}):
-            try:
+        for config in (dict.fromkeys(names, value), {names[0]: value}):
+            with contextlib.suppress(WeighError):
                 blueprints.build(config, model_type=model_type)
-            except WeighError:
-                pass
 
 
 def test_a_type_that_nobody_knows_is_left_to_transformers_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +484,9 @@ def test_every_file_parses_and_names_only_parts_that_exist(name: str) -> None:
         check(kind.body)
 
 
-@pytest.mark.parametrize("text", ["part A:\n    x = 3", "nonsense", "part A(:\n    w: [1]", "part A:\n    w: [1", "type x:"])
+@pytest.mark.parametrize(
+    "text", ["part A:\n    x = 3", "nonsense", "part A(:\n    w: [1]", "part A:\n    w: [1", "type x:"]
+)
 def test_a_mistake_in_a_blueprint_names_its_line(text: str) -> None:
     with pytest.raises(Mistake, match=r"test:\d"):
         parse(text, "test")
@@ -490,6 +505,8 @@ def test_facts_are_of_known_kinds() -> None:
 
     for name in REAL:
         config = REAL[name]["config"]
-        built = blueprints.build(config, model_type=configured._asked(config)[0] or "", class_name=configured._asked(config)[1])
+        built = blueprints.build(
+            config, model_type=configured._asked(config)[0] or "", class_name=configured._asked(config)[1]
+        )
         assert {mixer.kind for mixer in mixers_of(built)} <= set(MIXERS)
         routers_of(built)

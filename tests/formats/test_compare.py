@@ -21,7 +21,7 @@ def compared(path: Path) -> dict[str, Any]:
     return weighbridge.compare(path).to_dict()["compare"]  # type: ignore[return-value]
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL)).save_pretrained(tmp_path, max_shard_size="20KB")
     return tmp_path
@@ -33,7 +33,9 @@ def folder(tmp_path: Path) -> Path:
         lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL, tie_word_embeddings=True)),
         lambda: tf.BertForMaskedLM(tf.BertConfig(**SMALL)),
         lambda: tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**SMALL, num_experts=4, moe_intermediate_size=8, head_dim=8)),
-        lambda: tf.T5ForConditionalGeneration(tf.T5Config(num_layers=2, d_model=32, d_kv=8, num_heads=2, d_ff=40, vocab_size=50)),
+        lambda: tf.T5ForConditionalGeneration(
+            tf.T5Config(num_layers=2, d_model=32, d_kv=8, num_heads=2, d_ff=40, vocab_size=50)
+        ),
         lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=50)),
     ],
     ids=["llama", "bert", "qwen3-moe", "t5", "gpt2"],

@@ -143,7 +143,13 @@ def _dumped(booster: xgboost.Booster) -> int:
 def test_an_xgboost_model_is_its_own_dump(ending: str, tmp_path: Path) -> None:
     model = xgboost.XGBClassifier(n_estimators=5, max_depth=3).fit(X, Y)
     model.save_model(tmp_path / f"m.{ending}")
-    base = len(np.atleast_1d(json.loads(model.get_booster().save_config())["learner"]["learner_model_param"]["base_score"].strip("[]").split(",")))
+    base = len(
+        np.atleast_1d(
+            json.loads(model.get_booster().save_config())["learner"]["learner_model_param"]["base_score"]
+            .strip("[]")
+            .split(",")
+        )
+    )
     expected = _dumped(model.get_booster()) + base
     assert counted(tmp_path / f"m.{ending}")[0] == counted(model)[0] == counted(model.get_booster())[0] == expected
     assert weighbridge.show(tmp_path / f"m.{ending}").to_dict()["format"] == "xgboost"
@@ -182,7 +188,7 @@ def _cut(path: Path, tmp_path: Path) -> None:
         try:
             open_model(str(part))
         except WeighError as error:
-            assert "\n" not in str(error)  # noqa: PT017
+            assert "\n" not in str(error)
         else:
             raise AssertionError(f"{path.name} cut at {at} was read")
 

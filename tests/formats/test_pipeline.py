@@ -16,7 +16,9 @@ from weighbridge.ledger.errors import NotFound
 def make(folder: Path) -> int:
     """A pipeline as diffusers lays it out; returns its parameters."""
     text = tf.CLIPTextModel(
-        tf.CLIPTextConfig(num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2, vocab_size=30)
+        tf.CLIPTextConfig(
+            num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2, vocab_size=30
+        )
     )
     text.save_pretrained(folder / "text_encoder")
     vae = {"encoder.conv_in.weight": torch.zeros(4, 3, 3, 3), "encoder.conv_in.bias": torch.zeros(4)}
@@ -45,7 +47,10 @@ def test_a_pipeline_is_the_sum_of_its_models(tmp_path: Path) -> None:
     assert said["format"] == "diffusers pipeline"
     assert said["parameters"]["total"] == total  # type: ignore[index]
     parts = said["components"]
-    assert {name: part["class"] for name, part in parts.items()} == {"text_encoder": "CLIPTextModel", "vae": "AutoencoderKL"}  # type: ignore[union-attr]
+    assert {name: part["class"] for name, part in parts.items()} == {
+        "text_encoder": "CLIPTextModel",
+        "vae": "AutoencoderKL",
+    }  # type: ignore[union-attr]
     assert sum(part["parameters"] for part in parts.values()) == total  # type: ignore[union-attr]
     assert all(t.name.startswith(("text_encoder.", "vae.")) for t in open_model(str(tmp_path)).tensors)
 

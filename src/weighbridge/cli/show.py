@@ -7,7 +7,9 @@ from weighbridge.cli import output
 
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1)
-@click.option("--arch", metavar="TYPE", help="Instead of a MODEL: a model type with its class's defaults, as in 'llama'.")
+@click.option(
+    "--arch", metavar="TYPE", help="Instead of a MODEL: a model type with its class's defaults, as in 'llama'."
+)
 @click.option(
     "--set",
     "settings",
@@ -58,7 +60,7 @@ def show(
             raise click.UsageError("--compare is for one MODEL and no other option")
         compared = verbs.compare(models[0], offline=offline)
         output.emit(compared, as_json=as_json)
-        return 0 if compared.to_dict()["compare"]["complete"] else 1
+        return 0 if compared.passed else 1
     with output.progress("headers") as advance:
         report = verbs.show(
             *models,

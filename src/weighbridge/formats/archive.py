@@ -94,7 +94,9 @@ class Archive:
         except (RuntimeError, NotImplementedError) as error:
             raise Refused(f"{self.name}: its {name!r} cannot be read ({error})", fix="pack it again, plainly") from None
         except Exception as error:  # zlib's, lzma's, zipfile's own: all mean that the bytes are damaged
-            raise Malformed(f"{self.name}: its {name!r} is damaged ({str(error)[:80]})", fix="download it again") from None
+            raise Malformed(
+                f"{self.name}: its {name!r} is damaged ({str(error)[:80]})", fix="download it again"
+            ) from None
 
     def read(self, name: str, *, largest: int) -> bytes:
         """A whole member.
@@ -106,7 +108,9 @@ class Archive:
         if name not in self.members:
             raise Malformed(f"{self.name} has no {name!r}", fix="it is not complete: save it again")
         if self.size(name) > largest:
-            raise Refused(f"{self.name}: its {name!r} has {self.size(name):,} bytes, over the {largest:,} of a real one")
+            raise Refused(
+                f"{self.name}: its {name!r} has {self.size(name):,} bytes, over the {largest:,} of a real one"
+            )
         data = self.start(name, largest + 1)
         if len(data) != self.size(name):
             raise Malformed(f"{self.name}: its {name!r} is not of the size that the directory says")

@@ -1,7 +1,8 @@
 """Gradient-boosted trees: XGBoost and LightGBM, from their own text formats or from live objects' own dumps.
 
 A tree is counted as scikit-learn's are: for each split the feature and the threshold, for each leaf its value; which
-child is which is structure. Sources: XGBoost 3.2 model schema (JSON and UBJSON), LightGBM 4.7 `GBDT::SaveModelToString`.
+child is which is structure. Sources: XGBoost 3.2 model schema (JSON and UBJSON), LightGBM 4.7
+`GBDT::SaveModelToString`.
 """
 
 import re
@@ -101,7 +102,9 @@ def parse_xgboost(model: Mapping[str, Any], name: str, index: int) -> Header:
         if base is not None:
             rows.add("base_score", "F32", (str(base).count(",") + 1,), "parameter")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Malformed(f"{name} is no model of XGBoost ({str(error)[:80]})", fix="save it with Booster.save_model") from None
+        raise Malformed(
+            f"{name} is no model of XGBoost ({str(error)[:80]})", fix="save it with Booster.save_model"
+        ) from None
     return rows.header("xgboost")
 
 
@@ -128,18 +131,16 @@ def parse_lightgbm(raw: bytes, name: str, index: int) -> Header:
     if b"\nend of trees" not in raw:
         raise Malformed(f"{name} is cut short: its end is missing", fix="download it again")
     rows = _Rows(index)
-    trees = 0
-    for tree in _blocks(raw):
+    for at, tree in enumerate(_blocks(raw)):
         leaves = _number(tree, b"num_leaves", name)
-        rows.tree(f"trees.{trees}", 2 * leaves - 1, 1, "F64", name)
+        rows.tree(f"trees.{at}", 2 * leaves - 1, 1, "F64", name)
         categories = len(tree.get(b"cat_threshold", b"").split())
         if categories:
-            rows.add(f"trees.{trees}.categories", "I32", (categories,), "parameter")
+            rows.add(f"trees.{at}.categories", "I32", (categories,), "parameter")
         if tree.get(b"is_linear", b"0") == b"1":
             coefficients = len(tree.get(b"leaf_coeff", b"").split())
-            rows.add(f"trees.{trees}.leaf_coefficients", "F64", (coefficients,), "parameter")
-            rows.add(f"trees.{trees}.leaf_constants", "F64", (leaves,), "parameter")
-        trees += 1
+            rows.add(f"trees.{at}.leaf_coefficients", "F64", (coefficients,), "parameter")
+            rows.add(f"trees.{at}.leaf_constants", "F64", (leaves,), "parameter")
     return rows.header("lightgbm")
 
 

@@ -16,8 +16,8 @@ _MOST_TERMS = 400
 def closed_form(ledger: Ledger, config: Mapping[str, object], model_type: str, class_name: str) -> str:
     """`vocab_size x hidden_size + num_hidden_layers x (...) + ... where hidden_size = 4,096, ...`.
 
-    Terms stand inside the bracket of the list of modules that they repeat in. A dimension that hangs on a choice is given
-    as its number.
+    Terms stand inside the bracket of the list of modules that they repeat in. A dimension that hangs on a choice is
+    given as its number.
     """
     built = build(config, model_type=model_type, class_name=class_name, forms=True)
     outside: list[str] = []

@@ -1,6 +1,8 @@
-"""A checkpoint against its own config.json: what the files lack, what the config does not explain, what has another shape.
+"""A checkpoint against its own config.json: what the files lack, what the config does not explain, what has another
+shape.
 
-The first thing to run on a broken download: files that are missing or damaged do not stop it, they are part of the answer.
+The first thing to run on a broken download: files that are missing or damaged do not stop it, they are part of the
+answer.
 
 Checkpoints seldom use the very names that the class uses today: prefixes come and go, experts are stored one by one or
 stacked, projections apart or fused. Names are matched in this order: as they are; without the words that only say
@@ -195,17 +197,24 @@ def report(found: Comparison, *, signature: str, source: str, built: object) -> 
         "wrong_shape": {name: {"config": list(a), "files": list(b)} for name, (a, b) in found.wrong_shape.items()},
         "missing_experts": found.missing_experts,
         "stored_otherwise": [
-            {"layer": layer, "config_tensors": a, "stored_tensors": b, "elements": n} for layer, a, b, n in found.otherwise
+            {"layer": layer, "config_tensors": a, "stored_tensors": b, "elements": n}
+            for layer, a, b, n in found.otherwise
         ],
         "buffers": {"missing": found.buffers_missing, "unexpected": found.buffers_unexpected},
         "extras": dict(found.extras),
         "files": found.problems,
     }
-    verdict = "the files hold what config.json describes" if found.complete else "the files do NOT hold what config.json describes"
+    verdict = (
+        "the files hold what config.json describes"
+        if found.complete
+        else "the files do NOT hold what config.json describes"
+    )
     rows = [("matched", f"{found.matched:,}", "tensors with the config's name and shape")]
     if found.otherwise:
-        a, b = (sum(row[at] for row in found.otherwise) for at in (1, 2))
-        rows.append(("stored otherwise", f"{b:,}", f"for {a:,} of the config's: fused, split or stacked, element for element"))
+        a, b = sum(row[1] for row in found.otherwise), sum(row[2] for row in found.otherwise)
+        rows.append(
+            ("stored otherwise", f"{b:,}", f"for {a:,} of the config's: fused, split or stacked, element for element")
+        )
     counts = (
         ("missing", len(found.missing), "in the config, not in the files"),
         ("missing experts", sum(map(len, found.missing_experts.values())), "of those stored one by one"),
@@ -216,11 +225,19 @@ def report(found: Comparison, *, signature: str, source: str, built: object) -> 
         ("buffers unexpected", len(found.buffers_unexpected), "not learned: today's class computes them"),
     )
     rows += [(name, f"{count:,}", what) for name, count, what in counts if count]
-    rows += [(name.replace("_", " "), f"{count:,}", "elements beside the model's own") for name, count in found.extras.items()]
-    blocks: list[Block] = [Title(text=verdict, detail=f"{source} · {signature}"), Table(columns=("", ">", ""), rows=rows)]
+    rows += [
+        (name.replace("_", " "), f"{count:,}", "elements beside the model's own")
+        for name, count in found.extras.items()
+    ]
+    blocks: list[Block] = [
+        Title(text=verdict, detail=f"{source} · {signature}"),
+        Table(columns=("", ">", ""), rows=rows),
+    ]
     blocks += [Line(text=f"file: {problem}") for problem in found.problems[:_MOST_LISTED]]
     listed = [(name, _shape(shape), "missing") for name, shape in found.missing.items()]
-    listed += [(layer, ", ".join(map(str, gaps[:12])), "experts missing") for layer, gaps in found.missing_experts.items()]
+    listed += [
+        (layer, ", ".join(map(str, gaps[:12])), "experts missing") for layer, gaps in found.missing_experts.items()
+    ]
     listed += [(name, _shape(shape), "unexpected") for name, shape in found.unexpected.items()]
     listed += [(name, f"{_shape(a)}, stored {_shape(b)}", "wrong shape") for name, (a, b) in found.wrong_shape.items()]
     if listed:
@@ -233,6 +250,7 @@ def report(found: Comparison, *, signature: str, source: str, built: object) -> 
         data={"signature": signature, "source": source, "built": built, "compare": data},
         blocks=blocks,
         summary=verdict,
+        passed=found.complete,
     )
 
 

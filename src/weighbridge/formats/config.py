@@ -15,7 +15,7 @@ from weighbridge.ledger import Architecture, Mixer, Router
 from weighbridge.ledger.errors import Malformed, Refused
 
 if TYPE_CHECKING:
-    from weighbridge.formats.blueprints import Built, Settings
+    from weighbridge.formats.blueprints import Built
 
 LARGEST = 16_000_000  # bytes; the largest real config.json, with a label map of 21,843 classes, takes 1.2 MB
 _MOST = 1 << 32  # of anything: layers, heads, experts, words, positions
@@ -127,7 +127,9 @@ def _fill(values: dict[str, Any], built: "Built", mixers: Sequence[Mixer]) -> No
     views = []
     while settings is not None:
         views.append(settings)
-        settings = next((part for name in _NESTED if settings.has(name) and isinstance(part := settings.read(name), Settings)), None)
+        settings = next(
+            (part for name in _NESTED if settings.has(name) and isinstance(part := settings.read(name), Settings)), None
+        )
     for field, names in _NAMES.items():
         for view in reversed(views):
             for name in names:

@@ -9,7 +9,7 @@ from weighbridge.formats import config as configs
 from weighbridge.formats import naming
 from weighbridge.formats.blueprints import NotCovered, build, type_of_class, types
 from weighbridge.formats.closed_form import closed_form
-from weighbridge.ledger import DTYPES, Architecture, DType, Kind, Ledger, Rows, Source, Stated, kind_of
+from weighbridge.ledger import DTYPES, DType, Kind, Ledger, Rows, Source, Stated, kind_of
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Unknown
 
 _DTYPES = {
@@ -54,7 +54,11 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
 
         found = meta.build(config, why=uncovered)
         tensors, buffers, ties, class_name = found.tensors, found.buffers, found.ties, found.class_name
-        way = {"class": class_name, "by": f"transformers {found.transformers} on the meta device", "why": uncovered.what}
+        way = {
+            "class": class_name,
+            "by": f"transformers {found.transformers} on the meta device",
+            "why": uncovered.what,
+        }
         architecture = configs.from_config(config)
     element, said = _dtype(config)
     notes += said
@@ -73,9 +77,7 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
         architecture=replace(architecture, classes=architecture.classes or (class_name,)),
         metadata=metadata | {"built": way},
         aliases=ties,
-        signature=naming.signature(
-            base=name, version=version, architecture=architecture, metadata={}, config=config
-        ),
+        signature=naming.signature(base=name, version=version, architecture=architecture, metadata={}, config=config),
         notes=notes,
         stated=Stated(kinds=dict.fromkeys(buffers, "buffer"), complete=True),
     )
@@ -86,7 +88,7 @@ def _stated_class(config: Mapping[str, object]) -> str | None:
     if stated is None or stated == []:
         return None
     if not isinstance(stated, list) or not isinstance(stated[0], str):
-        raise Malformed(f"config.json: architectures is {str(stated)[:60]}", fix='it should be a list of one name')
+        raise Malformed(f"config.json: architectures is {str(stated)[:60]}", fix="it should be a list of one name")
     return stated[0]
 
 
@@ -114,7 +116,9 @@ def _dtype(config: Mapping[str, object]) -> tuple[DType, list[str]]:
                 continue
             known = _DTYPES.get(str(stated).removeprefix("torch."))
             if known is None:
-                raise Malformed(f"config.json: {field} is {str(stated)[:40]!r}", fix="it should be one of torch's float types")
+                raise Malformed(
+                    f"config.json: {field} is {str(stated)[:40]!r}", fix="it should be one of torch's float types"
+                )
             return DTYPES[known], []
     return DTYPES["F32"], ["config.json states no dtype: bytes are those of F32, in which transformers builds it"]
 
@@ -138,7 +142,9 @@ def _rows(
 
 def _kind(name: str, element: DType, shape: tuple[int, ...]) -> Kind:
     if prod(shape) > _LARGEST:
-        raise Malformed(f"config.json makes {name} {' x '.join(map(str, shape))} elements large", fix="look at its sizes")
+        raise Malformed(
+            f"config.json makes {name} {' x '.join(map(str, shape))} elements large", fix="look at its sizes"
+        )
     return kind_of(element, shape)
 
 

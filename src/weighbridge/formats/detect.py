@@ -48,7 +48,9 @@ def read_header(file: File, index: int, beside: Beside | None = None) -> Header:
     if start.lower().startswith((b"<!doctype", b"<html")):
         raise Malformed(f"{file.name} is a web page, not a model", fix="download it again")
     if int.from_bytes(start[:8], "little") > safetensors.LARGEST_HEADER:
-        raise Malformed(f"{file.name} is no model file", fix="docs/formats.md lists what is read, whatever it is called")
+        raise Malformed(
+            f"{file.name} is no model file", fix="docs/formats.md lists what is read, whatever it is called"
+        )
     return safetensors.read(file, index=index)
 
 

@@ -1,8 +1,8 @@
 """Fitted estimators: what they learned, told by class.
 
-`data/estimators.json` says of each scikit-learn class which attributes its predictions are computed with. A fitted object
-and the same object saved by skops go through the same rules, so that both count alike. An estimator of another class is
-refused by name: what of its attributes is learned cannot be told.
+`data/estimators.json` says of each scikit-learn class which attributes its predictions are computed with. A fitted
+object and the same object saved by skops go through the same rules, so that both count alike. An estimator of another
+class is refused by name: what of its attributes is learned cannot be told.
 """
 
 import json
@@ -200,4 +200,3 @@ def _dtype(name: str, path: str) -> DType:
     if found not in DTYPES:
         raise Unknown(f"{path} is of type {name}")
     return DTYPES[found]
-

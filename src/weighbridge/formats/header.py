@@ -11,8 +11,8 @@ class Header:
     """The tensors of one file, in the order it lists them.
 
     `aliases` are names that the file itself shows to be one tensor: {copy: original}, both among the rows. `stated` is
-    what the format says of them beyond dtype and shape. `files` are those that hold tensors' data beside the one that was
-    read: a row's `file` counts on from `index` through them.
+    what the format says of them beyond dtype and shape. `files` are those that hold tensors' data beside the one that
+    was read: a row's `file` counts on from `index` through them.
     """
 
     rows: Sequence[Row]

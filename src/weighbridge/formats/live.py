@@ -52,7 +52,7 @@ def _header(thing: Any) -> tuple[str, Header]:
         from weighbridge.formats import keras_model
 
         return "keras model", keras_model.header_of(thing)
-    if hasattr(thing, "get_params") and hasattr(thing, "fit") or _is_boosted(thing):
+    if (hasattr(thing, "get_params") and hasattr(thing, "fit")) or _is_boosted(thing):
         from weighbridge.formats import estimator
 
         return "estimator", estimator.header_of(thing)
@@ -86,7 +86,11 @@ def _config(thing: Any) -> Mapping[str, object] | None:
     """The config that an object is, as a mapping: a transformers config, or what config.json holds."""
     if isinstance(thing, Mapping):
         return thing if isinstance(thing.get("model_type"), str) else None
-    if hasattr(thing, "to_dict") and isinstance(getattr(thing, "model_type", None), str) and not hasattr(thing, "parameters"):
+    if (
+        hasattr(thing, "to_dict")
+        and isinstance(getattr(thing, "model_type", None), str)
+        and not hasattr(thing, "parameters")
+    ):
         return _plain(thing.to_dict())
     return None
 

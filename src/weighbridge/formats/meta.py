@@ -1,7 +1,7 @@
 """What transformers builds from a config, on PyTorch's meta device, where no blueprint knows the family.
 
-It runs in a process of its own: it takes seconds and gigabytes of imports, a forged config may make it take forever, and
-a caller who did not import transformers shall not find it imported. Code of a repository is never run.
+It runs in a process of its own: it takes seconds and gigabytes of imports, a forged config may make it take forever,
+and a caller who did not import transformers shall not find it imported. Code of a repository is never run.
 """
 
 import json

@@ -24,7 +24,9 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     # A config that brings code of its own may call its classes as it likes: then the class alone decides nothing.
     if model_type not in CONFIG_MAPPING and (model_class is None or "auto_map" in config):
         return {"unknown": f"transformers {version} does not know the model type {model_type!r}" + _remote(config)}
-    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else model_class.config_class
+    config_class: Any = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+    if config_class is None and model_class is not None:
+        config_class = model_class.config_class
     if model_class is not None and not issubclass(config_class, model_class.config_class):
         return {"malformed": f"architectures is {stated[0]}, which model_type {model_type} does not build"}
     try:
@@ -80,6 +82,7 @@ def _usual(config_class: Any) -> Any:
 
 
 def main() -> None:
+    """Answers the config on stdin."""
     # stdout is for the answer alone: whatever the libraries print goes to stderr.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -87,7 +90,10 @@ def main() -> None:
     try:
         found = answer(json.load(sys.stdin))
     except ImportError as error:
-        found = {"unknown": f"transformers cannot be imported ({error})", "fix": "mend the installation of torch and transformers"}
+        found = {
+            "unknown": f"transformers cannot be imported ({error})",
+            "fix": "mend the installation of torch and transformers",
+        }
     json.dump(found, out)
     out.flush()
 

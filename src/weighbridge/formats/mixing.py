@@ -23,9 +23,7 @@ def mixers_of(built: Built) -> tuple[Mixer, ...]:
 
 def routers_of(built: Built) -> tuple[Router, ...]:
     """The mixtures of experts, layer by layer."""
-    return tuple(
-        Router(module=module, **_checked(facts, _ROUTER_FACTS, module)) for module, facts in built.routers
-    )
+    return tuple(Router(module=module, **_checked(facts, _ROUTER_FACTS, module)) for module, facts in built.routers)
 
 
 def _tower(module: str) -> str:
@@ -43,6 +41,8 @@ def _checked(facts: Mapping[str, Any], known: frozenset[str], module: str) -> di
             continue
         whole = value if isinstance(value, (list, tuple)) else [value]
         if name != "kv_from" and not all(isinstance(part, int) and 0 <= part <= 1 << 40 for part in whole):
-            raise Malformed(f"config.json makes {name} of {module} {str(value)[:40]}", fix="it should be a whole number")
+            raise Malformed(
+                f"config.json makes {name} of {module} {str(value)[:40]}", fix="it should be a whole number"
+            )
         found[name] = tuple(value) if isinstance(value, (list, tuple)) else value
     return found

@@ -56,8 +56,8 @@ def open_model(
 
     `spec` is a path, `ollama:NAME[:TAG]` or a hub id `org/name[@revision]`; `::LABEL` after any of them, or `file`,
     chooses among several. `base` names the model that an adapter belongs to, where the adapter does not say or the
-    place has changed. `settings` change fields of the config: the model that it then describes is counted, whatever weights
-    lie beside it. `progress(done, total)` counts remote headers.
+    place has changed. `settings` change fields of the config: the model that it then describes is counted, whatever
+    weights lie beside it. `progress(done, total)` counts remote headers.
 
     Raises:
         WeighError: every way in which this can fail, with its mend.
@@ -106,12 +106,19 @@ def _pipeline(repository: Repository, *, progress: Progress | None) -> Ledger:
     for name, class_name in pipeline.components(repository, raw):
         part = pipeline.Component(repository, name)
         if not candidates(part.files):
-            if any(path.endswith("config.json") and "_model" not in path for path in part.files) and CONFIG in part.files:
-                raise NotFound(f"{part.location} ({class_name}) has no weights", fix="download them beside its config.json")
+            if (
+                any(path.endswith("config.json") and "_model" not in path for path in part.files)
+                and CONFIG in part.files
+            ):
+                raise NotFound(
+                    f"{part.location} ({class_name}) has no weights", fix="download them beside its config.json"
+                )
             continue  # a scheduler, a tokenizer: no model
         ledger = _ledger(_read(part, selector=None, file=None, progress=progress))
         own = ledger.rows.after(len(files))
-        rows.append(Rows(names=[f"{name}.{n}" for n in own.names], kinds=own.kinds, files=own.files, offsets=own.offsets))
+        rows.append(
+            Rows(names=[f"{name}.{n}" for n in own.names], kinds=own.kinds, files=own.files, offsets=own.offsets)
+        )
         files += ledger.source.files
         aliases |= {f"{name}.{copy}": f"{name}.{original}" for copy, original in ledger.ties.items()}
         stated.append(_judged(ledger, name))
@@ -130,7 +137,9 @@ def _pipeline(repository: Repository, *, progress: Progress | None) -> Ledger:
 
 
 def _judged(ledger: Ledger, name: str) -> Stated:
-    """What was found of a model's tensors, as statements under the model's name: a neighbor's config says nothing of it."""
+    """What was found of a model's tensors, as statements under the model's name: a neighbor's config says nothing of
+    it.
+    """
     judged = [(f"{name}.{n}", family) for family in ledger.families for n in family.names]
     return Stated(
         kinds={n: family.extra or family.kind for n, family in judged},
@@ -155,9 +164,7 @@ def _configured(repository: Repository, name: str, settings: Mapping[str, object
     if name not in repository.files:
         raise NotFound(f"{repository.location} has no {name} to set fields of")
     config = configured.with_settings(_json(repository, name), settings)
-    return configured.ledger_of(
-        config, location=repository.location, name=repository.base, version=repository.version
-    )
+    return configured.ledger_of(config, location=repository.location, name=repository.base, version=repository.version)
 
 
 def _read(

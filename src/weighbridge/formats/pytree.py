@@ -1,7 +1,7 @@
 """Pytrees of arrays: JAX and Flax parameters, optax and training states, or plain nested dictionaries of NumPy arrays.
 
-Nothing is imported: where jax is loaded it flattens the tree, so that every registered class is known; else dictionaries,
-lists and tuples are.
+Nothing is imported: where jax is loaded it flattens the tree, so that every registered class is known; else
+dictionaries, lists and tuples are.
 """
 
 import re

@@ -46,7 +46,9 @@ def _read(
 ) -> tuple[Ledger | None, list[str]]:
     names = sorted({name for one in found for name in one.files})
     problems: list[str] = []
-    index = next((name for name in repository.files if name.endswith(("safetensors.index.json", "bin.index.json"))), None)
+    index = next(
+        (name for name in repository.files if name.endswith(("safetensors.index.json", "bin.index.json"))), None
+    )
     if index is not None:
         try:
             listed = shards.listed(read_small(repository, index, largest=shards.LARGEST_INDEX) or b"", index)

@@ -1,7 +1,7 @@
 """scikit-learn estimators saved by skops: a zip of schema.json and NumPy arrays. The schema is read, nothing is built.
 
-Source: skops 0.16 `skops.io`: nodes of `__class__`, `__module__`, `__loader__` and `content`; arrays in members of their
-own; an object that occurs twice is written whole at its first place and as a CachedNode after that.
+Source: skops 0.16 `skops.io`: nodes of `__class__`, `__module__`, `__loader__` and `content`; arrays in members of
+their own; an object that occurs twice is written whole at its first place and as a CachedNode after that.
 """
 
 import json
@@ -37,8 +37,12 @@ class _Named:
 
     def __init__(self, dtype: DType | None) -> None:
         words = {"F": "float", "I": "int", "U": "uint", "C": "complex"}
-        self.name = "record" if dtype is None else dtype.name.lower() if dtype.name == "BOOL" else (
-            words.get(dtype.name[0], "?") + dtype.name[1:]
+        self.name = (
+            "record"
+            if dtype is None
+            else dtype.name.lower()
+            if dtype.name == "BOOL"
+            else (words.get(dtype.name[0], "?") + dtype.name[1:])
         )
 
 

@@ -117,7 +117,10 @@ def _read_legacy(file: File, data: bytes, *, near: bool) -> Opened:
     storages: dict[str, Storage] = {}
     machine = _machine(data, meter, storages)
     if machine.load() != _MAGIC:
-        raise Malformed(f"{file.name} is a pickle that torch.save did not write", fix="save it with torch.save, an estimator with skops.io.dump")
+        raise Malformed(
+            f"{file.name} is a pickle that torch.save did not write",
+            fix="save it with torch.save, an estimator with skops.io.dump",
+        )
     version, system = machine.load(), machine.load()
     if version != _PROTOCOL or not isinstance(system, dict):
         raise Malformed(f"{file.name}: not the PyTorch format that it claims to be")

@@ -10,7 +10,8 @@ MIXERS = (FULL, SLIDING, CHUNKED, LATENT, LINEAR, SSM, BIDIRECTIONAL, CROSS, NON
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixer:
-    """How one layer mixes tokens, and so what it keeps of a sequence. A layer may have several (self and cross attention).
+    """How one layer mixes tokens, and so what it keeps of a sequence. A layer may have several (self and cross
+    attention).
 
     | kind | kept per sequence |
     |---|---|

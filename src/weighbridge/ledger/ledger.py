@@ -201,8 +201,8 @@ class Ledger:
 
     @cached_property
     def trainable(self) -> Count:
-        """Parameters that training updates: an adapter's own where there is one, else all stored as plain floats and not
-        stated to be frozen.
+        """Parameters that training updates: an adapter's own where there is one, else all stored as plain floats and
+        not stated to be frozen.
         """
         return Count(sum(family.total for family in self.parameters if family.trainable))
 

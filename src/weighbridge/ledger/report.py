@@ -56,15 +56,25 @@ Block = Title | Line | Table
 
 
 class Report:
-    """The result of a command. `data` is what `--json` prints; `blocks` are what people see; `summary` is one line of it."""
+    """The result of a command. `data` is what `--json` prints; `blocks` are what people see; `summary` is one line of
+    it.
+    """
 
     def __init__(
-        self, *, verb: str, data: Mapping[str, object], blocks: Sequence[Block], summary: str = "", version: int = 1
+        self,
+        *,
+        verb: str,
+        data: Mapping[str, object],
+        blocks: Sequence[Block],
+        summary: str = "",
+        passed: bool = True,
+        version: int = 1,
     ) -> None:
         self.schema = f"weighbridge/{verb}/{version}"
         self.data = data
         self.blocks = tuple(blocks)
         self.summary = summary
+        self.passed = passed
 
     def to_dict(self) -> dict[str, object]:
         """The machine's face: `schema` first, integers as integers."""

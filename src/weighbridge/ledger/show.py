@@ -70,7 +70,9 @@ def show(
 
 
 def summary(ledger: Ledger) -> str:
-    """What will be trained, in one line for a training script: "8,072,204,288 parameters, 41,943,040 trainable (0.52%)"."""
+    """What will be trained, in one line for a training script: "8,072,204,288 parameters, 41,943,040 trainable
+    (0.52%)".
+    """
     share = f" ({ledger.trainable / ledger.total:.2%})" if ledger.total else ""
     return f"{ledger.total:,} parameters, {ledger.trainable:,} trainable{share}"
 

@@ -50,8 +50,8 @@ def build(
 ) -> Built:
     """The model of a config; `class_name` is the one wanted, by default the type's usual one.
 
-    `facts_only` leaves the tensors out: how layers mix tokens is all that is wanted. `forms` gives every shape in terms of
-    the config's fields, too.
+    `facts_only` leaves the tensors out: how layers mix tokens is all that is wanted. `forms` gives every shape in terms
+    of the config's fields, too.
 
     Raises:
         NotCovered: no blueprint knows the type, the class, or a choice that the config makes.
@@ -242,7 +242,8 @@ class _Builder:
             raise Malformed(f"{name} twice")
         if len(self.built.tensors) >= _MOST_TENSORS:
             raise Refused(
-                f"more than {_MOST_TENSORS:,} tensors at {name}", fix="look at the config's counts of layers and experts"
+                f"more than {_MOST_TENSORS:,} tensors at {name}",
+                fix="look at the config's counts of layers and experts",
             )
         shape = self.built.tensors[name] = self._shape(statement.expressions[0], scope, name)
         if self.forms:

@@ -1,4 +1,5 @@
-"""The expressions in blueprints: a small part of Python's, over whole numbers, texts and lists, with bounds on all of them.
+"""The expressions in blueprints: a small part of Python's, over whole numbers, texts and lists, with bounds on all of
+them.
 
 Blueprints are ours, the configs they are applied to are not: a value may be of any JSON type and any size. Arithmetic
 takes numbers only, lists and ranges stay short, and nothing has methods, so that no config can make a program of it.
@@ -7,7 +8,7 @@ takes numbers only, lists and ranges stay short, and nothing has methods, so tha
 import ast
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol
 
 from weighbridge.ledger.errors import Malformed, Unknown
@@ -173,7 +174,7 @@ def _stages(features: Value, indices: Value, last: Value) -> list[int]:
         return [_int(last)]
     if features is None:
         return [index if index >= 0 else _int(last) + 1 + index for index in map(_int, _listed(indices))]
-    numbers = {"stem": 0} | {f"stage{at}": at for at in _range(1, _int(last) + 1)}
+    numbers: dict[Any, int] = {"stem": 0} | {f"stage{at}": at for at in _range(1, _int(last) + 1)}
     unknown = [name for name in _listed(features) if not isinstance(name, str) or name not in numbers]
     if unknown:
         raise Malformed(f"{_shown(unknown[0])} where the name of a stage is needed")
@@ -212,7 +213,9 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "flat": lambda lists: _short([value for one in _listed(lists) for value in _listed(one)]),
     "unique": lambda values: list(dict.fromkeys(_listed(values))),
     "index": lambda values, value: list(_listed(values)).index(value),
-    "field": lambda owner, name, otherwise=None: owner[name] if isinstance(owner, Mapping) and name in owner else otherwise,
+    "field": lambda owner, name, otherwise=None: (
+        owner[name] if isinstance(owner, Mapping) and name in owner else otherwise
+    ),
     "split": _split,
     "is_list": lambda value: isinstance(value, (list, tuple)),
     "is_text": lambda value: isinstance(value, str),
@@ -241,7 +244,7 @@ class _Inner:
         return getattr(self._outer, name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_expression(text: str) -> Expression:
     """The function that computes an expression in a scope.
 

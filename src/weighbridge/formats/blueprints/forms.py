@@ -1,7 +1,7 @@
 """Shapes in the config's own terms: `[num_attention_heads * head_dim, hidden_size]` beside [4096, 4096].
 
-For `--explain` alone. Only sums and products of fields are worth reading: a dimension that hangs on a choice is given as
-its number.
+For `--explain` alone. Only sums and products of fields are worth reading: a dimension that hangs on a choice is given
+as its number.
 """
 
 import ast
@@ -15,7 +15,9 @@ _LONGEST = 120
 
 
 def form(text: str, terms: Mapping[str, str], settings: Settings, value: Any) -> str:
-    """An expression in terms of config fields; `terms` are what a part's parameters stand for, `value` what it comes to."""
+    """An expression in terms of config fields; `terms` are what a part's parameters stand for, `value` what it comes
+    to.
+    """
     tree = ast.parse(text.strip(), mode="eval").body
     found = _Terms(terms, settings).visit(tree)
     if found is None or not all(isinstance(node, _PLAIN) for node in ast.walk(found)):

@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 from weighbridge.formats.blueprints.expressions import Expression, compile_expression, names_in, targets
 
@@ -238,9 +238,7 @@ def _hung(branch: Statement, body: tuple[Statement, ...]) -> Statement:
     inner = branch.otherwise
     if len(inner) == 1 and inner[0].kind == "if":
         body = (_hung(inner[0], body),)
-    return Statement(
-        kind="if", line=branch.line, expressions=branch.expressions, body=branch.body, otherwise=body
-    )
+    return Statement(kind="if", line=branch.line, expressions=branch.expressions, body=branch.body, otherwise=body)
 
 
 def _setting(line: str, number: int, name: str) -> Statement:
@@ -299,7 +297,9 @@ def _member(line: str, number: int, body: tuple[Statement, ...], when: Expr | No
         inner = body
         if loop["rest"]:
             inner = (Statement(kind="include", line=number, call=_call(loop["rest"], expr)),)
-        module = Statement(kind="module", line=number, name=f"{loop['name'].strip()}.{{{loop['variable']}}}", body=inner)
+        module = Statement(
+            kind="module", line=number, name=f"{loop['name'].strip()}.{{{loop['variable']}}}", body=inner
+        )
         count = expr(f"range({loop['count']})")
         return Statement(
             kind="loop", line=number, expressions=(count,), variables=(loop["variable"],), body=(module,), when=when
@@ -338,7 +338,7 @@ def _call(text: str, expr) -> Call:  # type: ignore[no-untyped-def]
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def pieces(name: str) -> tuple[str | Expr, ...]:
     """A name with its `{expressions}`: texts and expressions in turn."""
     parts = re.split(r"\{(.+?)\}", name)

@@ -1,7 +1,7 @@
 """Where the blueprints lie, and which one speaks for a model type."""
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from weighbridge.formats.blueprints.language import Blueprint, Part, Type, parse
@@ -13,7 +13,8 @@ _TYPES = re.compile(r"^type (.+?) as ", re.MULTILINE)
 
 class Family:
     """A blueprint with those it uses. A part is looked up here first, then where this file's `use` points, then among
-    the standard ones: a family overrides single parts of another, as a subclass does."""
+    the standard ones: a family overrides single parts of another, as a subclass does.
+    """
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.blueprint = blueprint
@@ -46,7 +47,9 @@ class Family:
     def classes(self, model_type: str) -> list[str]:
         """The classes that the blueprint knows of a type, most usual first."""
         kind = self.types[model_type]
-        ends = dict.fromkeys([name for one in self.line for name in one.parts if name.startswith("For") or name.endswith("Model")])
+        ends = dict.fromkeys(
+            [name for one in self.line for name in one.parts if name.startswith("For") or name.endswith("Model")]
+        )
         return [kind.prefix + end for end in ends]
 
 
@@ -57,12 +60,12 @@ def _line(blueprint: Blueprint) -> list[Blueprint]:
     return found if blueprint.name == STANDARD else [*(one for one in found if one.name != STANDARD), _parsed(STANDARD)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _text(name: str) -> str:
     return (FOLDER / f"{name}.blueprint").read_text("utf-8")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(name: str) -> Blueprint:
     return parse(_text(name), name)
 
@@ -83,7 +86,7 @@ def types() -> list[str]:
     return list(_files())
 
 
-@lru_cache(maxsize=None)
+@cache
 def family_of(model_type: str) -> Family | None:
     """The family that speaks for a model type."""
     name = _files().get(model_type)

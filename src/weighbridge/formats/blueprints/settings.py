@@ -174,7 +174,9 @@ class Settings(Fields):
 
     def made(self, model_type: str, fields: Mapping[str, Any], name: str = "") -> "Settings":
         """A sub-config of that type with these fields."""
-        return Settings(fields, model_type=model_type, where=self.path(name) if name else self.where, derive=self._derive)
+        return Settings(
+            fields, model_type=model_type, where=self.path(name) if name else self.where, derive=self._derive
+        )
 
     @property
     def stated(self) -> Mapping[str, Any]:

@@ -150,8 +150,8 @@ def test_nothing_is_imported_for_an_object() -> None:
         "import sys, weighbridge\n"
         "class Array:\n    shape = (2, 3)\n    dtype = 'float32'\n"
         "assert weighbridge.show({'w': Array()}).to_dict()['parameters']['total'] == 6\n"
-        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'jax', 'keras', 'sklearn', 'numpy',
-        'transformers'}))"
+        "heavy = {'torch', 'jax', 'keras', 'sklearn', 'numpy', 'transformers'}\n"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

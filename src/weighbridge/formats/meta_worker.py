@@ -24,7 +24,8 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     # A config that brings code of its own may call its classes as it likes: then the class alone decides nothing.
     if model_type not in CONFIG_MAPPING and (model_class is None or "auto_map" in config):
         return {"unknown": f"transformers {version} does not know the model type {model_type!r}" + _remote(config)}
-    config_class: Any = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+    # The mapping loads when indexed: its `get` finds nothing.
+    config_class: Any = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
     if config_class is None and model_class is not None:
         config_class = model_class.config_class
     if model_class is not None and not issubclass(config_class, model_class.config_class):

@@ -5,6 +5,7 @@ from importlib import import_module
 
 from weighbridge.formats import safetensors
 from weighbridge.formats.candidates import TORCH
+from weighbridge.formats.folder import Repository
 from weighbridge.formats.header import Header
 from weighbridge.ledger import File
 from weighbridge.ledger.errors import Malformed, Refused
@@ -16,9 +17,29 @@ _MAGIC = (
     (0, b"GGUF", "gguf", "read"),
     (0, b"\x93NUMPY", "npy", "read"),
     (0, b"tree\nversion=", "boosted", "read_lightgbm"),
+    (4, b"TFL3", "tflite", "read"),
 )
 # The others, by their endings.
-_ENDINGS = {"ubj": ("boosted", "read_xgboost"), "json": ("boosted", "read_xgboost")}
+_ENDINGS = {
+    "ubj": ("boosted", "read_xgboost"),
+    "json": ("boosted", "read_xgboost"),
+    "onnx": ("onnx", "read"),
+    "mlmodel": ("coreml", "read"),
+}
+_WITH_OTHERS = ("onnx", "mlmodel")  # formats whose data may lie in other files
+# Formats that are folders, by a file in them.
+_FOLDERS = {
+    "saved_model.pb": ("saved_model", "tensorflow saved model"),
+    "Manifest.json": ("coreml", "core ml package"),
+}
+
+
+def folder_reader(repository: Repository) -> tuple[Callable[..., Header], str] | None:
+    """(reader, format) of a folder that is one model as a whole; None for a folder of files that are."""
+    for name, (module, format) in _FOLDERS.items():
+        if name in repository.files:
+            return _reader(module, "read_folder"), format
+    return None
 
 
 def read_header(file: File, index: int, beside: Beside | None = None) -> Header:
@@ -42,7 +63,8 @@ def read_header(file: File, index: int, beside: Beside | None = None) -> Header:
         return _reader("torch_file", "read")(file, index=index)
     if suffix in _ENDINGS:
         module, function = _ENDINGS[suffix]
-        return _reader(module, function)(file, index=index)
+        more = {"beside": beside} if suffix in _WITH_OTHERS else {}
+        return _reader(module, function)(file, index=index, **more)
     if start.startswith(b"version "):
         raise Malformed(f"{file.name} is a Git LFS pointer, not the file itself", fix="git lfs pull")
     if start.lower().startswith((b"<!doctype", b"<html")):

@@ -34,15 +34,15 @@ class Repository(Protocol):
 
 
 class LocalFolder:
-    """A folder on a disk, with the subfolders that may hold quantizations when `deep`."""
+    """A folder on a disk, with `levels` of subfolders: one, for those that may hold quantizations or parts."""
 
     _MOST_FILES = 100_000
 
-    def __init__(self, path: Path, *, location: str, base: str, version: str | None, deep: bool = True) -> None:
+    def __init__(self, path: Path, *, location: str, base: str, version: str | None, levels: int = 1) -> None:
         self.path, self.location, self.base, self.version = path, location, base, version
         self.files: dict[str, int] = {}
         try:
-            self._list(path, "", levels=1 if deep else 0)
+            self._list(path, "", levels=levels)
         except OSError as error:
             raise Refused(f"cannot read {location}: {error.strerror}") from None
 

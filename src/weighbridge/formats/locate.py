@@ -9,7 +9,9 @@ from weighbridge.formats.local import LocalFile
 from weighbridge.ledger.errors import NotFound, Refused
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
-_ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".json")
+_ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".json", ".onnx", ".tflite", ".npz", ".skops")
+_ENDINGS += (".keras", ".h5", ".ubj", ".mlmodel", ".mlpackage", ".msgpack")
+_DEEP = (".mlpackage",)  # folders that are one model, nested
 
 
 def locate(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, str | None, str | None]:
@@ -34,14 +36,15 @@ def locate(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, s
         is_folder = exists = False
     if is_folder:
         base, version = naming.local_base(path)
-        return LocalFolder(path, location=spec, base=base, version=version), selector or None, file
+        levels = 4 if path.suffix in _DEEP else 1
+        return LocalFolder(path, location=spec, base=base, version=version, levels=levels), selector or None, file
     if exists:
         if selector or file:
             raise Refused(
                 f"{name} is one file: there is nothing to choose", fix="leave the choice out, or name its folder"
             )
         base, version = naming.local_base(path)
-        folder = LocalFolder(path.parent, location=spec, base=base, version=version, deep=False)
+        folder = LocalFolder(path.parent, location=spec, base=base, version=version, levels=0)
         if path.name not in folder.files:
             LocalFile(path)  # says why: not a regular file, or not readable
         return folder, None, path.name

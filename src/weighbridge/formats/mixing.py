@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from weighbridge.formats.blueprints import Built
+from weighbridge.formats.blueprints import Built, Settings
 from weighbridge.ledger import Mixer, Router, role_of
 from weighbridge.ledger.errors import Malformed
 
 _TOWERS = ("vision", "audio")
+_AUDIO = ("num_mel_bins", "feat_extract_norm", "conv_stride")  # fields that only configs of sound have
 _MIXER_FACTS = frozenset(field.name for field in fields(Mixer)) - {"module", "kind", "tower"}
 _ROUTER_FACTS = frozenset(field.name for field in fields(Router)) - {"module"}
 
@@ -16,7 +17,7 @@ _ROUTER_FACTS = frozenset(field.name for field in fields(Router)) - {"module"}
 def mixers_of(built: Built) -> tuple[Mixer, ...]:
     """Layer by layer, in the order in which the model holds them."""
     return tuple(
-        Mixer(module=module, kind=kind, tower=_tower(module), **_checked(facts, _MIXER_FACTS, module))
+        Mixer(module=module, kind=kind, tower=_tower(module, built.settings), **_checked(facts, _MIXER_FACTS, module))
         for module, kind, facts in built.mixers
     )
 
@@ -26,9 +27,16 @@ def routers_of(built: Built) -> tuple[Router, ...]:
     return tuple(Router(module=module, **_checked(facts, _ROUTER_FACTS, module)) for module, facts in built.routers)
 
 
-def _tower(module: str) -> str:
+def _tower(module: str, settings: Settings) -> str:
+    """By the words in the module's name; a model of images or sound alone has no such word."""
     role = role_of(f"{module}.weight", (1, 1))
-    return role if role in _TOWERS else "text"
+    if role in _TOWERS:
+        return role
+    if "decoder" in module or settings.has("text_config"):
+        return "text"
+    if any(map(settings.has, _AUDIO)):
+        return "audio"
+    return "vision" if settings.has("image_size") and not settings.has("vocab_size") else "text"
 
 
 def _checked(facts: Mapping[str, Any], known: frozenset[str], module: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from weighbridge.formats import config as configs
 from weighbridge.formats import naming, peft, pipeline, shards
 from weighbridge.formats.candidates import candidates
 from weighbridge.formats.choose import Choice, choose
-from weighbridge.formats.detect import read_header
+from weighbridge.formats.detect import folder_reader, read_header
 from weighbridge.formats.folder import LocalFolder, Repository, read_small
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
@@ -70,6 +70,9 @@ def open_model(
         return _configured(repository, file or CONFIG, settings or {})
     if pipeline.INDEX in repository.files and selector is None and file is None:
         return _pipeline(repository, progress=progress)
+    as_folder = folder_reader(repository) if selector is None and file is None else None
+    if as_folder is not None:
+        return _folder(repository, *as_folder)
     parts = _read(repository, selector=selector, file=file, progress=progress)
     if parts.choice.kind == "adapter":
         return _with_base(parts, base=base, offline=offline)
@@ -133,6 +136,21 @@ def _pipeline(repository: Repository, *, progress: Progress | None) -> Ledger:
         aliases=aliases,
         signature=Signature(base_model=repository.base.lower(), version=repository.version),
         stated=Stated.joined(stated),
+    )
+
+
+def _folder(repository: Repository, read: Callable[..., Header], format: str) -> Ledger:
+    """A format that is a folder, by its reader."""
+    header = read(repository, index=0)
+    return Ledger(
+        source=Source(location=repository.location, files=header.files),
+        format=format,
+        rows=header.rows,
+        metadata=header.metadata,
+        aliases=header.aliases,
+        signature=Signature(base_model=repository.base.lower(), version=repository.version),
+        notes=header.notes,
+        stated=header.stated,
     )
 
 

@@ -36,12 +36,15 @@ def active(ledger: Ledger) -> str:
     routed = ledger.by_role().get("expert", 0)
     if not routed:
         return f"all parameters are used for every token = {ledger.active:,}"
-    used = ledger.architecture.experts_per_token
-    experts = ledger.experts
-    return (
-        f"{ledger.total:,} - {routed:,} routed x ({experts} - {used}) / {experts} = {ledger.active:,};"
-        f" without the input embedding of {ledger.input_embedding:,}: {ledger.active_excluding_input_embedding:,}"
-    )
+    without = f"without the input embedding of {ledger.input_embedding:,}: {ledger.active_excluding_input_embedding:,}"
+    mixtures = {(router.experts, router.top_k) for router in ledger.architecture.routers}
+    if len(mixtures) > 1:
+        said = " and ".join(f"{used} of {experts}" for experts, used in sorted(mixtures, key=str))
+        return f"{ledger.total:,} - the experts that a layer leaves out ({said} are used) = {ledger.active:,}; {without}"
+    used, experts = ledger.architecture.experts_per_token, ledger.experts
+    if mixtures:
+        ((experts, used),) = mixtures
+    return f"{ledger.total:,} - {routed:,} routed x ({experts} - {used}) / {experts} = {ledger.active:,}; {without}"
 
 
 def _sum(families: Sequence[Family], layers: int | None, *, named: bool = True) -> str:

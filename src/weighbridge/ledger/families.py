@@ -206,7 +206,7 @@ def judge(
                 kind=kind,
                 extra=extra,
                 elements=elements if known_elements is None else known_elements,
-                bias=leaf == "bias" or leaf.endswith(("_bias", ".bias")) or leaf.startswith("bias_"),
+                bias=leaf == "bias" or leaf.endswith(("_bias", "/bias")) or leaf.startswith("bias_"),
                 adapter=first.file in adapter_files,
                 trainable=kind == PARAMETER
                 and not frozen

@@ -144,6 +144,9 @@ class Ledger:
             if self._should_have_experts():
                 raise Unknown("the configuration speaks of experts, and no tensor is known to be one")
             return self.total
+        idle = self._idle()
+        if idle is not None:
+            return Count(self.total - idle)
         experts, used = self.experts, self.architecture.experts_per_token
         if not used:
             raise Unknown("how many experts a token uses is not stated", fix="put config.json beside the weights")
@@ -153,6 +156,30 @@ class Ledger:
         if rest:
             raise Unknown(f"{routed:,} expert parameters do not divide among {experts} experts")
         return Count(self.total - idle)
+
+    def _idle(self) -> int | None:
+        """Expert parameters that a token leaves out, layer by layer: layers may differ in experts and in how many are
+        used. None where the architecture does not say so of each layer that has experts.
+        """
+        routers = {f"{router.module}.": router for router in self.architecture.routers}
+        routed = dict.fromkeys(routers, 0)
+        for family in self.parameters:
+            if family.role != "expert":
+                continue
+            for name in family.names:
+                layer = next((prefix for prefix in _prefixes(name) if prefix in routers), None)
+                if layer is None:
+                    return None
+                routed[layer] += family.elements
+        idle = 0
+        for layer, router in routers.items():
+            if not router.experts or not router.top_k or router.top_k > router.experts:
+                return None
+            part, rest = divmod(routed[layer] * (router.experts - router.top_k), router.experts)
+            if rest:
+                return None
+            idle += part
+        return idle
 
     @cached_property
     def active_excluding_input_embedding(self) -> Count:
@@ -295,6 +322,14 @@ class Ledger:
                     nbytes=row.nbytes,
                 )
         return tuple(made[key] for key in sorted(made))
+
+
+def _prefixes(name: str) -> Iterable[str]:
+    """The paths that a name lies in: `a.`, `a.b.` of `a.b.c`."""
+    at = name.find(".")
+    while at >= 0:
+        yield name[: at + 1]
+        at = name.find(".", at + 1)
 
 
 def _order(item: tuple[str, object]) -> list[tuple[int, str]]:

@@ -270,11 +270,13 @@ class _Builder:
             raise _named("no list", statement.expressions[0], scope)
         if self.forms and len(statement.body) == 1 and statement.body[0].kind == "module":
             place = prefix + statement.body[0].name.partition(".{")[0]
-            text = statement.expressions[0].text.removeprefix("range(").removesuffix(")")
-            self.built.counts[place] = (form(text, scope.terms, scope.settings, len(values)), len(values))
+            text = statement.expressions[0].text
+            if text.startswith("range("):
+                text = form(text[len("range(") : -1], scope.terms, scope.settings, len(values))
+                self.built.counts[place] = (text, len(values))
         for value in values:
             scope.names |= bind(names, value)
-            scope.terms |= {name: repr(scope.names[name]) for name in names} if self.forms else {}
+            scope.terms |= {name: _term(scope.names[name]) for name in names} if self.forms else {}
             self.body(statement.body, family, scope, prefix, depth)
 
     def _if(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
@@ -347,7 +349,7 @@ class _Builder:
         value = _compute(expression, scope)
         if self.forms:
             plain = isinstance(value, int) and not isinstance(value, bool)
-            target.terms[name] = form(expression.text, scope.terms, scope.settings, value) if plain else repr(value)
+            target.terms[name] = form(expression.text, scope.terms, scope.settings, value) if plain else _term(value)
         target.names[name] = value
 
     def _name(self, name: str, scope: _Scope) -> str:
@@ -365,6 +367,11 @@ class _Builder:
                 said = "null" if size is None else repr(size)[:40]
                 raise _named(f"{name} would have a dimension of {said}", expression, scope)
         return shape
+
+
+def _term(value: Any) -> str:
+    """What stands for a value in a formula: a config for its place, all else for itself."""
+    return value.where or "config" if isinstance(value, Settings) else repr(value)
 
 
 def _layer(prefix: str) -> str:

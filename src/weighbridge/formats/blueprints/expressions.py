@@ -181,6 +181,14 @@ def _stages(features: Value, indices: Value, last: Value) -> list[int]:
     return [numbers[name] for name in _listed(features)]
 
 
+def _divisible(value: Value, divisor: Value = 8, least: Value = None) -> int:
+    """The multiple of a divisor nearest to a width, and not less than nine tenths of it: as convolutional nets do."""
+    wish, step = _number(value), _number(divisor)
+    floor = _BINARY[ast.FloorDiv]
+    found = max(step if least is None else _number(least), floor(_int(wish + step / 2), step) * step)
+    return _int(found + step if found < 0.9 * wish else found)
+
+
 def _split(text: Value, *pairs: Value) -> list[Any]:
     """The letters of a pattern, each by its word: split("M*", "M", "mamba", "*", "attention")."""
     words = dict(zip(pairs[::2], pairs[1::2], strict=True))
@@ -216,7 +224,9 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "field": lambda owner, name, otherwise=None: (
         owner[name] if isinstance(owner, Mapping) and name in owner else otherwise
     ),
+    "values": lambda owner: list(owner.values()) if isinstance(owner, Mapping) else _listed(owner),
     "split": _split,
+    "divisible": _divisible,
     "is_list": lambda value: isinstance(value, (list, tuple)),
     "is_text": lambda value: isinstance(value, str),
     "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),

@@ -1,6 +1,6 @@
 """A config as the class of its model type sees it: what is given, other names of it, defaults, derived fields."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -206,8 +206,10 @@ def _made(settings: Settings) -> Callable[..., Settings]:
     def make(model_type: str, *pairs: Any) -> Settings:
         if len(pairs) == 1 and isinstance(pairs[0], Mapping):
             return settings.made(model_type, dict(pairs[0]))
-        fields: Sequence[Any] = pairs
-        return settings.made(model_type, {pair[0]: pair[1] for pair in fields})
+        for pair in pairs:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise Malformed(f"{settings.where or 'config.json'}: {str(pair)[:40]!r} where an object is needed")
+        return settings.made(model_type, {pair[0]: pair[1] for pair in pairs})
 
     return make
 

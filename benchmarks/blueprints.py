@@ -50,6 +50,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 48},
     "chameleon": {"vocabulary_map": {"<image>": 8711}},
     "emu3": {"vocabulary_map": {"<image>": 151851}},
+    "granite4_vision": {"deepstack_layer_map": [[-19, 9], [-13, 6]], "downsample_rate": "4/8"},
     "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 768}}},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 768},
 }

@@ -4,14 +4,14 @@ A field has one meaning and many names; the names are tried in order. Multimodal
 fields: those are looked up there first, since layers, experts and vocabulary are the decoder's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from weighbridge.ledger import Architecture, Mixer, Router
+from weighbridge.ledger import Architecture, Mixer, Router, Row
 from weighbridge.ledger.errors import Malformed, Refused
 
 if TYPE_CHECKING:
@@ -234,8 +234,10 @@ def _width(value: object, most: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most else None
 
 
-def from_gguf(metadata: Mapping[str, object]) -> Architecture:
-    """What the metadata of a GGUF file says."""
+def from_gguf(metadata: Mapping[str, object], rows: Iterable[Row] = ()) -> Architecture:
+    """What the metadata of a GGUF file says, and of its layers, which the tensors among `rows` tell."""
+    from weighbridge.formats.gguf_mixing import mixers_of
+
     family = metadata.get("general.architecture")
     values: dict[str, Any] = {}
     for field, name in _GGUF_NAMES.items():
@@ -250,4 +252,5 @@ def from_gguf(metadata: Mapping[str, object]) -> Architecture:
         values["layers"] -= values["mtp_layers"]  # block_count includes them
     if values["experts"] == 0:
         values["experts"] = values["experts_per_token"] = None
-    return Architecture(model_type=str(family) if family else None, **values)
+    mixers, routers = mixers_of(metadata, rows)
+    return Architecture(model_type=str(family) if family else None, mixers=mixers, routers=routers, **values)

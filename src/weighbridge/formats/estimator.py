@@ -190,7 +190,7 @@ class _Walk:
 
 
 def _role(name: str) -> str:
-    """Coefficients and the weights of a neural net multiply as dense layers do; everything else has no role of its own."""
+    """Coefficients and the weights of a neural net multiply as dense layers do; all else has no role of its own."""
     return "ffn" if any(word in name for word in ("coef", "intercept", "components")) else "other"
 
 

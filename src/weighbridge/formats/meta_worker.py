@@ -1,4 +1,4 @@
-"""The process in which transformers builds a config on the meta device: a config on stdin, one JSON object on stdout."""
+"""The process in which transformers builds a config on the meta device: a config on stdin, an object on stdout."""
 
 import json
 import os

@@ -39,7 +39,7 @@ class _Parts:
     @property
     def architecture(self) -> Architecture:
         if self.choice.kind == "gguf":
-            return configs.from_gguf(self.header.metadata)
+            return configs.from_gguf(self.header.metadata, self.header.rows)
         return configs.described(self.config)
 
 

@@ -40,7 +40,9 @@ def active(ledger: Ledger) -> str:
     mixtures = {(router.experts, router.top_k) for router in ledger.architecture.routers}
     if len(mixtures) > 1:
         said = " and ".join(f"{used} of {experts}" for experts, used in sorted(mixtures, key=str))
-        return f"{ledger.total:,} - the experts that a layer leaves out ({said} are used) = {ledger.active:,}; {without}"
+        return (
+            f"{ledger.total:,} - the experts that a layer leaves out ({said} are used) = {ledger.active:,}; {without}"
+        )
     used, experts = ledger.architecture.experts_per_token, ledger.experts
     if mixtures:
         ((experts, used),) = mixtures

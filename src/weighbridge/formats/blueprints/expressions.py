@@ -169,7 +169,7 @@ def _patches(image: Value, patch: Value) -> Value:
 
 
 def _stages(features: Value, indices: Value, last: Value) -> list[int]:
-    """Numbers of the stages that a backbone gives out, of "stem", "stage1", ...: by name, by number, or the last one."""
+    """Numbers of the stages that a backbone gives out, of "stem", "stage1", ...: by name, by number, or the last."""
     if features is None and indices is None:
         return [_int(last)]
     if features is None:
@@ -195,6 +195,14 @@ def _split(text: Value, *pairs: Value) -> list[Any]:
     if not isinstance(text, str) or len(text) > LONGEST or not set(text) <= words.keys():
         raise Malformed(f"{_shown(text)} where a pattern of {', '.join(words)} is needed")
     return [words[letter] for letter in text]
+
+
+def _whole_numbers(text: Value, mark: Value) -> list[Any]:
+    """The whole numbers in a text, between marks: of "4/8" and "/" [4, 8]."""
+    parts = text.split(mark) if isinstance(text, str) else []
+    if not parts or not all(part.strip().isdecimal() and len(part) < 12 for part in parts):
+        raise Malformed(f"{_shown(text)} where whole numbers between {mark!r} are needed")
+    return [int(part) for part in parts]
 
 
 FUNCTIONS: dict[str, Callable[..., Value]] = {
@@ -225,6 +233,10 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
         owner[name] if isinstance(owner, Mapping) and name in owner else otherwise
     ),
     "values": lambda owner: list(owner.values()) if isinstance(owner, Mapping) else _listed(owner),
+    "only": lambda owner, names: {
+        name: owner[name] for name in _listed(names) if name in getattr(owner, "stated", owner)
+    },
+    "whole_numbers": _whole_numbers,
     "split": _split,
     "divisible": _divisible,
     "is_list": lambda value: isinstance(value, (list, tuple)),

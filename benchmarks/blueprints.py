@@ -42,17 +42,59 @@ _DULL = re.compile(
 
 # Fields without which the type's own default cannot be built or run.
 _NEEDED: dict[str, dict[str, Any]] = {
+    "aya_vision": {
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16},
+    },
+    "vitmatte": {
+        "backbone_config": {
+            "model_type": "vitdet",
+            "hidden_size": 384,
+            "num_attention_heads": 6,
+            "num_hidden_layers": 4,
+            "num_channels": 4,
+            "out_features": ["stage4"],
+        },
+        "convstream_hidden_sizes": [48, 96, 192],
+        "fusion_hidden_sizes": [256, 128, 64, 32],
+    },
     "dots1": {"n_routed_experts": 16, "n_shared_experts": 2, "num_experts_per_tok": 2},
     "hunyuan_v1_moe": {"head_dim": 128},
+    "esm": {"vocab_size": 33},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     "hunyuan_v1_dense": {"head_dim": 128},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 48},
+    "time_series_transformer": {"prediction_length": 24},
+    "informer": {"prediction_length": 24},
+    "autoformer": {"prediction_length": 24},
+    "lw_detr": {
+        "projector_scale_factors": [1.0],
+        "backbone_config": {
+            "model_type": "lw_detr_vit",
+            "hidden_size": 192,
+            "num_hidden_layers": 10,
+            "out_indices": [2, 9],
+        },
+    },
     "chameleon": {"vocabulary_map": {"<image>": 8711}},
     "emu3": {"vocabulary_map": {"<image>": 151851}},
     "granite4_vision": {"deepstack_layer_map": [[-19, 9], [-13, 6]], "downsample_rate": "4/8"},
-    "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 768}}},
+    "deepseek_ocr2": {"text_config": {"num_hidden_layers": 8, "mlp_layer_types": ["dense"] + ["sparse"] * 7}},
+    "deepseek_ocr2_text": {"num_hidden_layers": 8, "mlp_layer_types": ["dense"] + ["sparse"] * 7},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
+    "hunyuan_vl_text": {"head_dim": 128},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "qwen3_omni_moe": {
+        "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 768}},
+    },
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 768},
+    "wav2vec2-conformer": {"vocab_size": 32},
+    "wav2vec2-bert": {"vocab_size": 32},
+    "moonshine_streaming": {"num_key_value_heads": 8},
+    "cohere_compass": {
+        "text_config": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
 }
 
 
@@ -108,6 +150,8 @@ class Drawer:
             if _LAYERS.fullmatch(name) and isinstance(value, int) and not isinstance(value, bool) and value > 4:
                 found[name] = self.random.choice([2, 3, 4, 6])
         for name, spec in (config_class.sub_configs_defaults or {}).items():
+            if spec.config_class is transformers.AutoConfig and spec.model_type not in CONFIG_MAPPING:
+                continue  # transformers names a type that it does not have
             if depth < 3 and not (spec.optional and self.random.random() < 0.5):
                 inner = self.part_class(spec)
                 found[name] = dict(spec.init_kwargs) | self.small(inner, depth + 1) | {"model_type": inner.model_type}
@@ -360,8 +404,8 @@ def main() -> int:
             print(f"{model_type}: not run: {error}")
             continue
         print(
-            f"{model_type}: {row['equal']} equal, {row['refused']} refused, {row['not_built']} not built by transformers,"
-            f" {len(row['differ'])} differ; classes {', '.join(row['classes'])}"
+            f"{model_type}: {row['equal']} equal, {row['refused']} refused, {row['not_built']} not built by"
+            f" transformers, {len(row['differ'])} differ; classes {', '.join(row['classes'])}"
             + (f"; without blueprint: {', '.join(row['without'])}" if row["without"] else ""),
             flush=True,
         )

@@ -7,7 +7,7 @@ from math import prod
 
 from weighbridge.formats import config as configs
 from weighbridge.formats import naming
-from weighbridge.formats.blueprints import NotCovered, build, type_of_class, types
+from weighbridge.formats.blueprints import NotCovered, build, family_of, type_of_class, types
 from weighbridge.formats.closed_form import closed_form
 from weighbridge.ledger import DTYPES, DType, Kind, Ledger, Rows, Source, Stated, kind_of
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Unknown
@@ -100,7 +100,7 @@ def _asked(config: Mapping[str, object]) -> tuple[str | None, str | None]:
     stated = config.get("model_type")
     if stated is not None and not isinstance(stated, str):
         raise Malformed(f"config.json: model_type is {str(stated)[:60]}", fix="it should be a name, such as llama")
-    if stated not in types() and class_name is not None:
+    if class_name is not None and (stated is None or family_of(stated) is None):
         by_class = type_of_class(class_name)
         if by_class is not None and "auto_map" not in config:
             return by_class, class_name

@@ -205,6 +205,12 @@ def _whole_numbers(text: Value, mark: Value) -> list[Any]:
     return [int(part) for part in parts]
 
 
+def _log(value: Value) -> float:
+    if _number(value) <= 0:
+        raise Malformed(f"the logarithm of {value}")
+    return math.log(value)
+
+
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "len": lambda value: len(value) if isinstance(value, (str, Fields)) else len(_listed(value)),
     "range": _range,
@@ -219,6 +225,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "ceil": lambda value: math.ceil(_number(value)),
     "floor": lambda value: math.floor(_number(value)),
     "sqrt": lambda value: math.sqrt(_number(value)),
+    "log": _log,
     "abs": lambda value: abs(_number(value)),
     "prod": lambda values: _number(math.prod(_number(value) for value in _listed(values))),
     "zip": lambda *lists: list(zip(*map(_listed, lists), strict=False)),

@@ -8,6 +8,7 @@ from weighbridge.formats.blueprints.language import Blueprint, Part, Type, parse
 
 FOLDER = Path(__file__).parent / "families"
 STANDARD = "standard"  # the parts that every family may use
+_NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
 _TYPES = re.compile(r"^type (.+?) as ", re.MULTILINE)
 
 
@@ -75,9 +76,7 @@ def _files() -> dict[str, str]:
     """{model type: file}, from the `type` lines alone."""
     found = {}
     for path in sorted(FOLDER.glob("*.blueprint")):
-        for names in _TYPES.findall(_text(path.stem)):
-            for name in names.split(","):
-                found[name.strip()] = path.stem
+        found |= dict.fromkeys(_types_in(path.stem), path.stem)
     return found
 
 
@@ -89,8 +88,22 @@ def types() -> list[str]:
 @cache
 def family_of(model_type: str) -> Family | None:
     """The family that speaks for a model type."""
-    name = _files().get(model_type)
+    name = _named(model_type) or _files().get(model_type)
     return None if name is None else Family(_parsed(name))
+
+
+def _named(model_type: str) -> str | None:
+    """The file of that type where it is called like it, or like its beginning: reading one file beats reading all."""
+    stem = model_type.replace("-", "_")
+    while stem and _NAME.fullmatch(stem):
+        if (FOLDER / f"{stem}.blueprint").is_file() and model_type in _types_in(stem):
+            return stem
+        stem = stem.rpartition("_")[0]
+    return None
+
+
+def _types_in(name: str) -> list[str]:
+    return [kind.strip() for names in _TYPES.findall(_text(name)) for kind in names.split(",")]
 
 
 def type_of_class(class_name: str) -> str | None:

@@ -27,3 +27,13 @@ def test_every_document_that_is_pointed_to_exists() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_the_coverage_page_lists_the_types_that_blueprints_know() -> None:
+    from weighbridge.formats.blueprints import types
+
+    page = (ROOT / "docs/coverage.md").read_text()
+    exact = page.partition("## Exact without PyTorch")[2].partition("\n## ")[0]
+    listed = [word.strip().strip("`") for word in exact.replace("\n", " ").split(",")]
+    assert listed == sorted(types())
+    assert f"| {len(listed)} |" in page

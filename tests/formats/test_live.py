@@ -111,7 +111,7 @@ def test_a_config_object_is_the_model_that_it_describes() -> None:
     for config in (model.config, model.config.to_dict()):
         said = shown(config)
         assert said["parameters"]["total"] == model.num_parameters()
-        assert said["built"]["by"] == "blueprint of llama"
+        assert said["built"]["by"] == "the blueprint of llama"
 
 
 def test_the_architecture_of_a_transformers_model_is_known() -> None:

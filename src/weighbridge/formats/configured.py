@@ -46,7 +46,7 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
             raise NotCovered(f"config.json states no model_type, and no blueprint knows a class {class_name}")
         built = build(config, model_type=model_type, class_name=class_name)
         tensors, buffers, ties, class_name = built.tensors, built.buffers, built.ties, built.class_name
-        way = {"class": class_name, "by": f"blueprint of {model_type}"}
+        way = {"class": class_name, "by": f"the blueprint of {model_type}"}
         metadata["closed_form"] = lambda ledger: closed_form(ledger, config, built.model_type, built.class_name)
         architecture = configs.from_config(config, built=built)
     except NotCovered as uncovered:

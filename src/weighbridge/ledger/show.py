@@ -23,7 +23,31 @@ _EXTRAS = {
     "activation_scales": "scales of quantized activations",
     "kv_cache_scales": "scales of a quantized KV cache",
 }
-
+_MIXERS = {
+    "full": "attention",
+    "sliding": "sliding attention",
+    "chunked": "chunked attention",
+    "latent": "latent attention",
+    "linear": "linear attention",
+    "ssm": "state space",
+    "bidirectional": "bidirectional attention",
+    "cross": "cross attention",
+    "none": "no mixing kept",
+}
+_MIXING = {
+    "heads": "heads",
+    "kv_heads": "kv heads",
+    "head_dim": "head dim",
+    "value_dim": "value dim",
+    "window": "window",
+    "kv_rank": "kv rank",
+    "rope_dim": "rope dim",
+    "nope_dim": "nope dim",
+    "conv": "conv",
+    "state": "state",
+    "indexer": "indexer",
+}
+_MOST_KINDS = 12  # rows
 
 _MOST_SETTINGS = 40  # rows of a table; a TrainingArguments has 110
 
@@ -52,6 +76,7 @@ def show(
         _headline(ledger),
         _roles(ledger),
         *_dtypes(ledger),
+        *_mixing(ledger),
         *_buffers(ledger),
         *_extras(ledger),
         *_components(ledger),
@@ -189,7 +214,9 @@ def _or_unknown(value: Callable[[], int]) -> str:
 def _extent(ledger: Ledger) -> str:
     files = len(ledger.source.files)
     where = f" in {files:,} file{'s' * (files != 1)}" if files else ""
-    return f"{ledger.format}, {len(ledger):,} tensors{where}, {ledger.nbytes.human()}"
+    built = ledger.metadata.get("built")
+    way = f" built as {built['class']} by {built['by']}" if isinstance(built, dict) else ""
+    return f"{ledger.format}{way}, {len(ledger):,} tensors{where}, {ledger.nbytes.human()}"
 
 
 def _headline(ledger: Ledger) -> Table:
@@ -226,6 +253,30 @@ def _dtypes(ledger: Ledger) -> list[Block]:
         for name, count in ledger.by_dtype().items()
     ]
     return [Table(columns=("dtype", ">parameters", ">bytes", ">bits each"), rows=rows)]
+
+
+def _mixing(ledger: Ledger) -> list[Block]:
+    """How the layers mix tokens, and which experts they choose among: a row for all layers that are alike."""
+    alike: dict[tuple[str, str], int] = {}
+    for mixer in ledger.architecture.mixers:
+        kind = ("" if mixer.tower == "text" else f"{mixer.tower}, ") + _MIXERS[mixer.kind]
+        fields = mixer.to_dict()
+        said = [f"{said} {_size(fields[name])}" for name, said in _MIXING.items() if name in fields]
+        said += ["cache of an earlier layer"] if mixer.kv_from is not None else []
+        alike[kind, ", ".join(said)] = alike.get((kind, ", ".join(said)), 0) + 1
+    for router in ledger.architecture.routers:
+        said = [f"{router.experts:,} routed"] if router.experts is not None else []
+        said += [f"{router.top_k} a token"] if router.top_k is not None else []
+        said += [f"{router.shared} shared"] if router.shared else []
+        alike["experts", ", ".join(said)] = alike.get(("experts", ", ".join(said)), 0) + 1
+    rows = [(kind, f"{count:,}", said) for (kind, said), count in alike.items()]
+    if len(rows) > _MOST_KINDS:
+        rows[_MOST_KINDS:] = [(f"and {len(rows) - _MOST_KINDS} more kinds", "", "")]
+    return [Table(columns=("each layer", ">layers", ""), rows=rows)] if rows else []
+
+
+def _size(value: object) -> str:
+    return " x ".join(map(_value, value)) if isinstance(value, list) else _value(value)
 
 
 def _buffers(ledger: Ledger) -> list[Block]:

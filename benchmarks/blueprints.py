@@ -40,6 +40,18 @@ _DULL = re.compile(
     r"|output_.*|problem_type|chunk_size_feed_forward|_.*|label_.*|prediction_.*|.*_implementation"
 )
 
+# How long the convolutions of PP-OCR's large detectors are: kernel, stride, padding.
+_LINES = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
+    f"{kind}_{ratio}": [kernel, 1, 0]
+    for kind, across in (
+        ("vertical_long_to_small_conv", [1, 0]),
+        ("horizontal_small_to_long_conv", [0, 1]),
+        ("symmetric_conv_long", [1, 1]),
+    )
+    for ratio, length in (("longratio", 7), ("midratio", 5), ("shortratio", 3))
+    for kernel in [[length if way else 1 for way in across]]
+}
+
 # Fields without which the type's own default cannot be built or run.
 _NEEDED: dict[str, dict[str, Any]] = {
     "aya_vision": {
@@ -66,6 +78,14 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 48},
     "time_series_transformer": {"prediction_length": 24},
     "informer": {"prediction_length": 24},
+    "pp_ocrv5_server_det": {"intraclass_block_config": _LINES, "kernel_list": [3, 2, 2]},
+    "pp_ocrv6_medium_det": {
+        "intraclass_block_config": _LINES,
+        "kernel_list": [3, 2, 2],
+        "backbone_config": {"model_type": "pp_lcnet_v4", "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+    },
+    "pp_ocrv6_small_rec": {"backbone_config": {"model_type": "pp_lcnet_v4"}},
+    "pp_ocrv6_tiny_rec": {"backbone_config": {"model_type": "pp_lcnet_v4"}},
     "autoformer": {"prediction_length": 24},
     "lw_detr": {
         "projector_scale_factors": [1.0],

@@ -326,3 +326,95 @@ def test_paths_are_models_too(model: Path) -> None:
     import weighbridge
 
     assert weighbridge.open_model(model).total == weighbridge.show(model).data["parameters"]["total"]  # type: ignore[arg-type,index]
+
+
+# A model that is only described ---------------------------------------------------------------------------------------
+
+
+def test_a_model_that_does_not_exist_yet_is_counted(weigh: Run) -> None:
+    code, out, err = weigh("show", "--arch", "llama", "--set", "num_hidden_layers=40", "--explain", "--json")
+    said = json.loads(out)
+    assert (code, err) == (0, "")
+    # The defaults of LlamaConfig: 32,000 tokens, width 4,096, feed-forward 11,008.
+    layer = 4 * 4096 * 4096 + 3 * 4096 * 11008 + 2 * 4096
+    assert said["parameters"]["total"] == 2 * 32000 * 4096 + 40 * layer + 4096
+    assert said["built"] == {"class": "LlamaForCausalLM", "by": "the blueprint of llama"}
+    assert "num_hidden_layers" in said["explain"]["closed_form"]
+    assert len(said["architecture"]["mixers"]) == 40
+
+
+def test_a_field_set_on_a_checkpoint_counts_its_config(weigh: Run, model: Path) -> None:
+    code, out, _ = weigh("show", model, "--set", "num_hidden_layers=3", "--set", "vocab_size=7", "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert said["format"] == "config"
+    assert said["parameters"]["by_role"]["embedding"] == 7 * 4096
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"hidden_size": None}, "hidden_size is null"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"hidden_size": -4}, "hidden_size is -4"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is true"),
+        ({"hidden_size": 4097}, "hidden_size is 4,097, which num_attention_heads, 32, does not divide"),
+        ({"model_type": "qwen3_vl", "text_config": 5}, "text_config is no object"),
+        ({"model_type": "llama5"}, "llama5"),
+        ({"model_type": None}, "model_type"),
+    ],
+)
+def test_a_broken_config_is_refused_in_one_line_that_names_the_field(
+    weigh: Run, tmp_path: Path, config: dict[str, object], said: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "llama"} | config))
+    code, out, err = weigh("show", path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_code_of_a_repository_is_never_run(weigh: Run, tmp_path: Path) -> None:
+    (tmp_path / "modeling_trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = {"model_type": "trap", "architectures": ["Trap"], "auto_map": {"AutoModel": "modeling_trap.Trap"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, _, err = weigh("show", tmp_path)
+    assert code == 2
+    assert "never run" in err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arch", "lama"], "did you mean llama"),
+        (["--arch", "llama", "--set", "foo"], "as in --set num_hidden_layers=40"),
+        (["--arch", "llama", "--compare"], "--compare is for one MODEL"),
+        (["--compare"], "MODEL"),
+    ],
+)
+def test_slips_with_the_new_options_are_told(weigh: Run, arguments: list[str], said: str) -> None:
+    code, _, err = weigh("show", *arguments)
+    assert code == 2
+    assert said in err
+
+
+def test_compare_says_what_a_broken_download_lacks(weigh: Run, tmp_path: Path) -> None:
+    layout = layouts.llama(layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, vocab=100)
+    config = CONFIG | {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 100,
+    }
+    whole = layouts.write_folder(tmp_path / "whole", layout, config=config)
+    code, out, _ = weigh("show", "--compare", whole, "--json")
+    assert code == 0, out
+    lacking = {name: tensor for name, tensor in layout.items() if "layers.1.mlp.up_proj" not in name}
+    broken = layouts.write_folder(tmp_path / "broken", lacking, config=config)
+    code, out, _ = weigh("show", "--compare", broken)
+    assert code == 1
+    assert "model.layers.1.mlp.up_proj.weight" in out

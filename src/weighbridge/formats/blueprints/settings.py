@@ -14,10 +14,13 @@ _DATA = Path(__file__).parents[1] / "data" / "configs.json"
 
 
 class Class(msgspec.Struct, frozen=True):
-    """What a config class fills in: `parts` are its sub-configs."""
+    """What a config class fills in and demands: `parts` are its sub-configs, in `multiples` the first field must be a
+    multiple of the second.
+    """
 
     defaults: dict[str, Any] = {}
     aliases: dict[str, str] = {}
+    multiples: list[tuple[str, str]] = []
     parts: dict[str, "SubConfig"] = {}
 
 
@@ -84,7 +87,23 @@ class Settings(Fields):
         self._derived: dict[str, Any] = {}
         if given.get("per_layer_config") is not None:
             raise Unknown(f"{self.path('per_layer_config')} is not understood")
+        self._check_kinds()
         derive(self)
+        self._check_multiples()
+
+    def _check_kinds(self) -> None:
+        for name, value in self._given.items():
+            if isinstance(value, bool) and type(self._class.defaults.get(name)) is int:
+                raise Malformed(f"{self.path(name)} is {str(value).lower()}", fix="it should be a whole number")
+
+    def _check_multiples(self) -> None:
+        for name, of in self._class.multiples:
+            value, divisor = self.read(name), self.read(of)
+            if isinstance(value, int) and isinstance(divisor, int) and divisor > 0 and value % divisor:
+                raise Malformed(
+                    f"{self.path(name)} is {value:,}, which {self.path(of)}, {divisor:,}, does not divide",
+                    fix="correct either; transformers refuses such a config too",
+                )
 
     def path(self, name: str) -> str:
         """The field's full name, for messages."""

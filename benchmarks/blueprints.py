@@ -370,6 +370,9 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
     said = []
     # transformers may keep an empty place in the cache for layers that need none.
     cached = [mixer for mixer in built.mixers if mixer[1] not in ("cross", "bidirectional")]
+    # Layers that only attend to an image have a place in the cache, too.
+    if len(cached) != len(layers) and sum(mixer[1] != "bidirectional" for mixer in built.mixers) == len(layers):
+        cached = [mixer for mixer in built.mixers if mixer[1] != "bidirectional"]
     if len(cached) != len(layers):
         cached = [mixer for mixer in cached if mixer[1] != "none" and mixer[2].get("kv_from") is None]
     if len(cached) != len(layers) and len({module for module, _, _ in cached}) == len(layers):

@@ -51,7 +51,7 @@ def weigh(config: dict[str, Any]) -> Any:
 def test_a_real_config_is_counted_to_the_element_by_its_blueprint(name: str) -> None:
     truth = REAL[name]
     ledger = weigh(truth["config"])
-    assert str(ledger.metadata["built"]["by"]).startswith("blueprint")
+    assert str(ledger.metadata["built"]["by"]).startswith("the blueprint")
     assert (ledger.total, ledger.buffers, ledger.biases) == (truth["total"], truth["buffers"], truth["biases"])
     if truth["active"] is not None:
         assert ledger.active == truth["active"]

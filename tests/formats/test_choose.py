@@ -143,8 +143,8 @@ def test_a_name_that_only_begins_like_no_weights_is_weights(name: str) -> None:
 
 
 def test_no_weights_says_which_files_are_there() -> None:
-    with pytest.raises(NotFound, match=r"it has README.md, config.json, tf_model.h5; .*--file"):
-        _choose("tf_model.h5", "config.json", "README.md")
+    with pytest.raises(NotFound, match=r"it has README.md, config.json, tf_model.ckpt.index; .*--file"):
+        _choose("tf_model.ckpt.index", "config.json", "README.md")
     with pytest.raises(NotFound, match="is empty"):
         _choose()
 

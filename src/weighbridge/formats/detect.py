@@ -18,6 +18,7 @@ _MAGIC = (
     (0, b"\x93NUMPY", "npy", "read"),
     (0, b"tree\nversion=", "boosted", "read_lightgbm"),
     (4, b"TFL3", "tflite", "read"),
+    (0, b"\x89HDF\r\n\x1a\n", "keras_file", "read"),
 )
 # The others, by their endings.
 _ENDINGS = {
@@ -81,11 +82,13 @@ def _reader(module: str, function: str) -> Callable[..., Header]:
 
 
 def _zip(file: File, index: int, suffix: str) -> Header:
-    """PyTorch's, NumPy's and skops's archives are told apart by their members."""
+    """PyTorch's, NumPy's, Keras's and skops's archives are told apart by their members."""
     if suffix not in TORCH:
         from weighbridge.formats.archive import Archive
 
         members = list(Archive(file))
+        if "model.weights.h5" in members:
+            return _reader("keras_file", "read_keras")(file, index=index)
         if "schema.json" in members:
             return _reader("skops", "read")(file, index=index)
         if members and all(member.endswith(".npy") for member in members):

@@ -43,15 +43,16 @@ def ledger_of(thing: Any) -> Ledger:
 
 
 def _header(thing: Any) -> tuple[str, Header]:
+    # First: on the torch backend a Keras layer is a torch module too, whose moving statistics are nn.Parameters.
+    if _is(thing, "keras", "Layer"):
+        from weighbridge.formats import keras_model
+
+        return "keras model", keras_model.header_of(thing)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(thing, torch.nn.Module):
         from weighbridge.formats import torch_module
 
         return "torch module", torch_module.header_of(thing)
-    if _is(thing, "keras", "Layer") or _is(thing, "keras", "Model"):
-        from weighbridge.formats import keras_model
-
-        return "keras model", keras_model.header_of(thing)
     if (hasattr(thing, "get_params") and hasattr(thing, "fit")) or _is_boosted(thing):
         from weighbridge.formats import estimator
 

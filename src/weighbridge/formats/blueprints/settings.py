@@ -52,8 +52,12 @@ def class_of(model_type: str) -> Class | None:
         return None
     found = msgspec.json.decode(raw, type=Class)
     # A class may declare a field under a name that it takes for an alias of another.
-    for name in [name for name in found.defaults if name in found.aliases]:
-        found.defaults.setdefault(found.aliases[name], found.defaults.pop(name))
+    order = list(found.defaults)
+    for name in [name for name in order if name in found.aliases]:
+        target, value = found.aliases[name], found.defaults.pop(name)
+        if target in order[order.index(name) :]:  # set after its alias: what the alias says is lost
+            del found.aliases[name]
+        found.defaults.setdefault(target, value)
     return found
 
 

@@ -1,0 +1,163 @@
+"""Keras files and live models, against Keras's own counts."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import weighbridge
+from weighbridge.ledger.errors import WeighError
+
+os.environ["KERAS_BACKEND"] = "torch"
+keras = pytest.importorskip("keras")
+L = keras.layers
+
+
+def _convolutions() -> Any:
+    at = keras.Input((16, 16, 3))
+    x = L.BatchNormalization()(L.Conv2D(8, 3, name="stem")(at))
+    x = L.SeparableConv2D(6, 3, use_bias=False)(L.Dropout(0.5)(x))
+    x = L.GroupNormalization(2)(L.DepthwiseConv2D(3)(x))
+    inner = keras.Sequential([L.Dense(12), L.BatchNormalization(scale=False), L.PReLU()], name="inner")
+    return keras.Model(at, L.Dense(3, name="head")(inner(L.Flatten()(x))), name="net")
+
+
+def _sequences() -> Any:
+    at = keras.Input((7,), dtype="int32")
+    x = L.Embedding(50, 8)(at)
+    x = L.LayerNormalization()(x + L.MultiHeadAttention(2, 4)(x, x))
+    x = L.GRU(5)(L.Bidirectional(L.LSTM(4, return_sequences=True))(x))
+    return keras.Model(at, L.Dense(2)(x))
+
+
+def _frozen() -> Any:
+    model = _convolutions()
+    model.get_layer("stem").trainable = False
+    model.get_layer("inner").trainable = False
+    return model
+
+
+def _shared() -> Any:
+    first, second, dense = keras.Input((4,)), keras.Input((4,)), L.Dense(4, name="both")
+    return keras.Model([first, second], L.Add()([dense(first), dense(second)]))
+
+
+def _bare_norm() -> Any:
+    return keras.Sequential([keras.Input((5,)), L.BatchNormalization(center=False, scale=False), L.Dense(1)])
+
+
+MODELS = [_convolutions, _sequences, _frozen, _shared, _bare_norm]
+
+
+def _count(variables: Any) -> int:
+    found = {id(v): v for v in variables}
+    return sum(int(v.value.numel()) for v in found.values())
+
+
+def _equal(report: Any, model: Any) -> None:
+    said = report.data
+    learned = [v for layer in model._flatten_layers() for v in layer._trainable_variables]
+    assert said["parameters"]["total"] == _count(learned)
+    # Keras counts moving statistics in; the seeds of dropouts are no weights to it.
+    weights = {id(v) for v in model.weights}
+    seeds = _count([v for v in model.variables if id(v) not in weights])
+    assert said["parameters"]["total"] + said["buffers"]["total"] - seeds == model.count_params()
+    assert said["parameters"]["trainable"] == _count(model.trainable_weights)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_live_model_counts_as_keras_does(make: Callable[[], Any]) -> None:
+    model = make()
+    report = weighbridge.show(model)
+    _equal(report, model)
+    assert report.data["parameters"]["by_role"].keys() <= {"embedding", "attention", "ffn", "norm", "conv", "ssm"}
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_keras_archive_counts_as_the_model(make: Callable[[], Any], tmp_path: Path) -> None:
+    model = make()
+    model.save(tmp_path / "model.keras")
+    report = weighbridge.show(tmp_path / "model.keras")
+    live = weighbridge.show(model).data["parameters"]
+    assert report.data["parameters"]["total"] == live["total"]
+    assert report.data["parameters"]["trainable"] == live["trainable"]
+    assert report.data["parameters"]["by_role"] == live["by_role"]
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("name", ["model.weights.h5", "model.h5"])
+def test_an_h5_file_counts_as_the_model(make: Callable[[], Any], name: str, tmp_path: Path) -> None:
+    model = make()
+    (model.save_weights if "weights" in name else model.save)(tmp_path / name)
+    said = weighbridge.show(tmp_path / name).data["parameters"]
+    live = weighbridge.show(model).data["parameters"]
+    assert said["total"] == live["total"]
+    if "weights" not in name:  # weights alone do not say what is frozen
+        assert said["trainable"] == live["trainable"]
+
+
+def test_an_optimizer_in_the_file_is_an_extra(tmp_path: Path) -> None:
+    model = _shared()
+    model.compile("adam")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    said = weighbridge.show(tmp_path / "model.keras").data
+    assert said["parameters"]["total"] == model.count_params()
+    # Two moments of each parameter, the iteration and the learning rate.
+    assert said["extras"]["total"] == 2 * model.count_params() + 2
+
+
+def test_values_are_signed_where_they_lie(tmp_path: Path) -> None:
+    """The archive, the weights beside it and the live values have one digest a tensor."""
+    model = _shared()
+    model.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        (tmp_path / "model.weights.h5").write_bytes(archive.read("model.weights.h5"))
+    keyed = [weighbridge.sign(tmp_path / name, full=True).digest for name in ("model.keras", "model.weights.h5")]
+    assert keyed[0] == keyed[1]
+
+
+def test_what_nobody_tells_is_refused(tmp_path: Path) -> None:
+    """A batch norm under a name of the user's own, in a layer of the user's own: no file says what its vectors are."""
+
+    class Own(L.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = L.BatchNormalization(name="scale")
+
+        def call(self, x: Any) -> Any:
+            return self.scale(x)
+
+    model = keras.Sequential([keras.Input((5,)), Own()])
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(WeighError, match="cannot be told"):
+        weighbridge.show(tmp_path / "model.keras")
+    assert weighbridge.show(model).data["parameters"]["total"] == 10
+
+
+def test_quantized_layers_are_refused(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((8,)), L.Dense(8)])
+    model.quantize("int8")
+    model.save(tmp_path / "model.keras")
+    for thing in (tmp_path / "model.keras", model):
+        with pytest.raises(WeighError, match="quantized"):
+            weighbridge.show(thing)
+
+
+def test_broken_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    _shared().save_weights(tmp_path / "model.weights.h5")
+    whole = (tmp_path / "model.weights.h5").read_bytes()
+    for end in range(0, len(whole), 97):
+        path = tmp_path / "cut.h5"
+        path.write_bytes(whole[:end])
+        with pytest.raises(WeighError):
+            weighbridge.show(path)
+    for at in range(0, len(whole), 13):
+        path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        try:
+            weighbridge.show(path)
+        except WeighError as refusal:
+            assert "\n" not in str(refusal)

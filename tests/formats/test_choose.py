@@ -124,9 +124,9 @@ def test_pytorch_files_are_the_last_resort() -> None:
 
 NO_WEIGHTS = """
     training_args.bin optimizer.pt optimizer.bin scheduler.pt scheduler.bin rng_state.pth rng_state_0.pth scaler.pt
-    random_states_0.pkl optimizer_0.pt tokenizer.bin vocab.bin ggml-model-q4_0.bin openvino_model.bin model.onnx
+    random_states_0.pkl optimizer_0.pt tokenizer.bin vocab.bin ggml-model-q4_0.bin openvino_model.bin
     imatrix.gguf Model.imatrix.gguf bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt ggml-vocab-llama.gguf
-    optimizer.safetensors tf_model.h5
+    optimizer.safetensors tf_model.ckpt.index
 """
 
 

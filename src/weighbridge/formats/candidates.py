@@ -9,7 +9,7 @@ from itertools import islice
 TORCH = ("bin", "pt", "pth", "ckpt")
 MOST_MISSING = 5  # of the shards that are not there, so many are named
 # Formats of which one file is one model; taken where a folder holds none of the others.
-SINGLE = ("onnx", "tflite", "mlmodel", "keras", "h5", "npz", "npy", "skops", "ubj")
+SINGLE = ("onnx", "tflite", "mlmodel", "keras", "h5", "msgpack", "npz", "npy", "skops", "ubj")
 _FILE = re.compile(rf"(?P<stem>.+)\.(?P<suffix>safetensors|gguf|{'|'.join((*TORCH, *SINGLE))})", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<stem>.+?)-(?P<at>\d{1,6})-of-(?P<of>\d{1,6})(?P<variant>\.[a-z]\w*)?")
 # Trainers' state, tokenizers and other engines' files share their endings with weights.

@@ -26,6 +26,7 @@ _ENDINGS = {
     "json": ("boosted", "read_xgboost"),
     "onnx": ("onnx", "read"),
     "mlmodel": ("coreml", "read"),
+    "msgpack": ("flax_file", "read"),
 }
 _WITH_OTHERS = ("onnx", "mlmodel")  # formats whose data may lie in other files
 # Formats that are folders, by a file in them.
@@ -36,7 +37,16 @@ _FOLDERS = {
 
 
 def folder_reader(repository: Repository) -> tuple[Callable[..., Header], str] | None:
-    """(reader, format) of a folder that is one model as a whole; None for a folder of files that are."""
+    """(reader, format) of a folder that is one model as a whole; None for a folder of files that are.
+
+    Raises:
+        Refused: a folder whose format is known and cannot be read.
+    """
+    if "manifest.ocdbt" in repository.files:
+        raise Refused(
+            "an Orbax checkpoint: its arrays' types and shapes lie in a compressed database, which is not read",
+            fix="restore it with Orbax, and weighbridge.show(tree)",
+        )
     for name, (module, format) in _FOLDERS.items():
         if name in repository.files:
             return _reader(module, "read_folder"), format

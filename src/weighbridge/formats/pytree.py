@@ -6,7 +6,7 @@ dictionaries, lists and tuples are.
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from weighbridge.formats.header import Header
@@ -50,19 +50,23 @@ def header_of(tree: Any) -> Header | None:
         seen[id(leaf)] = name
         dtype, shape = _dtype(name, leaf), tuple(int(n) for n in leaf.shape)
         rows.append(Row(name, dtype, shape, 0, len(rows), dtype.nbytes(numel(shape))))
-        if variable in _VARIABLES or not _COLLECTIONS.isdisjoint(path):
-            kinds[name] = "buffer"
-        elif not _STATES.isdisjoint(path):
-            kinds[name] = "optimizer_state"
-        else:
-            kinds[name] = "parameter" if dtype.kind in ("float", "complex") else "buffer"
-        role = _role(name, shape)
+        kinds[name] = "buffer" if variable in _VARIABLES else kind_of_leaf(path, dtype)
+        role = role_of_leaf(name, shape)
         if role is not None:
             roles[name] = role
     return Header(rows=rows, aliases=aliases, stated=Stated(kinds=kinds, roles=roles)) if rows else None
 
 
-def _role(name: str, shape: tuple[int, ...]) -> str | None:
+def kind_of_leaf(path: Sequence[str], dtype: DType) -> str:
+    """What an array at a path of keys is: parameter, buffer, or the optimizer's."""
+    if not _COLLECTIONS.isdisjoint(path):
+        return "buffer"
+    if not _STATES.isdisjoint(path):
+        return "optimizer_state"
+    return "parameter" if dtype.kind in ("float", "complex") else "buffer"
+
+
+def role_of_leaf(name: str, shape: tuple[int, ...]) -> str | None:
     """Flax's leaves where the path says no more: `kernel` of a Dense or Conv, `embedding` of an Embed."""
     if role_of(pattern_of(name), shape) not in ("other", "conv"):
         return None

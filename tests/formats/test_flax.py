@@ -1,0 +1,101 @@
+"""Flax's checkpoints and JAX's pytrees, against the arrays that were saved."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import weighbridge
+from weighbridge.ledger.errors import WeighError
+
+jax = pytest.importorskip("jax")
+flax = pytest.importorskip("flax")
+import flax.linen as nn  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from flax import serialization  # noqa: E402
+
+
+class Net(nn.Module):
+    """An embedding, a norm with statistics, a projection in half precision."""
+
+    @nn.compact
+    def __call__(self, tokens: Any) -> Any:
+        x = nn.Embed(300, 16)(tokens)
+        x = nn.BatchNorm(use_running_average=True)(x)
+        return nn.Dense(40, param_dtype=jnp.bfloat16)(x)
+
+
+@pytest.fixture
+def variables() -> Any:
+    return Net().init(jax.random.key(0), jnp.zeros((1, 3), "int32"))
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_a_checkpoint_holds_what_was_saved(variables: Any, tmp_path: Path) -> None:
+    path = tmp_path / "flax_model.msgpack"
+    path.write_bytes(serialization.to_bytes(variables))
+    report = weighbridge.show(path, tensors="*")
+    listed = {row["name"]: tuple(row["shape"]) for row in report.data["tensor_list"]}
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    assert listed == {".".join(str(key.key) for key in keys): leaf.shape for keys, leaf in leaves}
+    assert report.data["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    assert report.data["parameters"]["total"] == _count(variables["params"])
+    assert report.data["buffers"]["total"] == _count(variables["batch_stats"])
+    assert report.data["parameters"]["by_dtype"]["BF16"] == 16 * 40 + 40
+
+
+def test_a_live_pytree_counts_the_same(variables: Any, tmp_path: Path) -> None:
+    path = tmp_path / "flax_model.msgpack"
+    path.write_bytes(serialization.to_bytes(variables))
+    for tree in (variables, jax.eval_shape(lambda: variables)):
+        live = weighbridge.show(tree).data
+        saved = weighbridge.show(path).data
+        assert live["parameters"]["total"] == saved["parameters"]["total"]
+        assert live["buffers"]["total"] == saved["buffers"]["total"]
+
+
+def test_the_values_are_where_the_header_says(variables: Any, tmp_path: Path) -> None:
+    from safetensors.flax import save_file
+
+    (tmp_path / "flax_model.msgpack").write_bytes(serialization.to_bytes(variables["params"]))
+    flat = flax.traverse_util.flatten_dict(variables["params"], sep=".")
+    save_file(flat, tmp_path / "model.safetensors")
+    digests = {weighbridge.sign(tmp_path / n, full=True).digest for n in ("flax_model.msgpack", "model.safetensors")}
+    assert len(digests) == 1
+
+
+def test_broken_files_are_refused(variables: Any, tmp_path: Path) -> None:
+    whole = serialization.to_bytes(variables)
+    path = tmp_path / "cut.msgpack"
+    for end in range(0, len(whole), 211):
+        path.write_bytes(whole[:end])
+        with pytest.raises(WeighError):
+            weighbridge.show(path)
+    for at in [*range(0, 200), *range(200, len(whole), 301)]:
+        path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        try:
+            weighbridge.show(path)
+        except WeighError as refusal:
+            assert "\n" not in str(refusal)
+
+
+def test_an_array_in_chunks_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1 << 10)
+    path = tmp_path / "large.msgpack"
+    path.write_bytes(serialization.to_bytes({"w": jnp.zeros((64, 64))}))
+    with pytest.raises(WeighError, match="chunks"):
+        weighbridge.show(path)
+
+
+def test_an_orbax_checkpoint_is_refused_with_the_way_round(variables: Any, tmp_path: Path) -> None:
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    with checkpoint.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "step", variables)
+    with pytest.raises(WeighError, match="restore it with Orbax"):
+        weighbridge.show(tmp_path / "step")
+    with checkpoint.StandardCheckpointer() as saver:
+        restored = saver.restore(tmp_path / "step", variables)
+    assert weighbridge.show(restored).data["parameters"]["total"] == _count(variables["params"])

@@ -13,7 +13,7 @@ from weighbridge.formats import coreml
 from weighbridge.formats.folder import LocalFolder
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
-from weighbridge.ledger import Ledger, Source
+from weighbridge.ledger import NOWHERE, Ledger, Source
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown, WeighError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -46,7 +46,7 @@ def _read(path: Path) -> tuple[Header, Ledger]:
     main = package.open(next(name for name in package.files if name.endswith(".mlmodel")))
     files = [main, *header.files]
     for row in header.rows:
-        assert 0 <= row.offset <= row.offset + row.nbytes <= files[row.file].size
+        assert row.offset == NOWHERE or row.offset + row.nbytes <= files[row.file].size
     ledger = Ledger(
         source=Source(location=str(path), files=files),
         format="coreml",

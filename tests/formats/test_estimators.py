@@ -264,3 +264,15 @@ def test_a_forged_npy_header_is_refused(header: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(raw)
     with pytest.raises(WeighError):
         open_model(str(tmp_path / "a.npy"))
+
+
+def test_values_that_do_not_lie_in_the_file_are_not_signed(tmp_path: Path) -> None:
+    """A digest of whatever bytes stand at offset 0 would be a lie."""
+    np.savez_compressed(tmp_path / "packed.npz", a=np.arange(12.0))
+    fitted = linear_model.LinearRegression().fit([[0.0, 1.0], [1.0, 0.0]], [0.0, 1.0])
+    skops.io.dump(fitted, tmp_path / "linear.skops")
+    for name in ("packed.npz", "linear.skops"):
+        with pytest.raises(WeighError, match="do not lie in the file as they are"):
+            weighbridge.sign(tmp_path / name)
+    np.savez(tmp_path / "plain.npz", a=np.arange(12.0))
+    assert weighbridge.sign(tmp_path / "plain.npz").digest

@@ -15,7 +15,7 @@ from weighbridge.formats.folder import LocalFolder
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
 from weighbridge.formats.sstable import entries
-from weighbridge.ledger import Ledger, Source
+from weighbridge.ledger import NOWHERE, Ledger, Source
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown, WeighError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -34,7 +34,7 @@ def _read(path: Path) -> tuple[Header, Ledger]:
     folder = LocalFolder(path, location=str(path), base=path.name, version=None)
     header = saved_model.read_folder(folder)
     for row in () if any("slices" in note for note in header.notes) else header.rows:
-        assert 0 <= row.offset <= row.offset + row.nbytes <= header.files[row.file].size
+        assert row.offset == NOWHERE or row.offset + row.nbytes <= header.files[row.file].size
     ledger = Ledger(
         source=Source(location=str(path), files=header.files),
         format="saved_model",

@@ -8,7 +8,7 @@ from typing import Any
 
 from weighbridge.diff.cache import Cache, Near, blake2b, stamp_of
 from weighbridge.diff.crew import Crew, Job, Task
-from weighbridge.ledger import Ledger, Row
+from weighbridge.ledger import NOWHERE, Ledger, Row
 from weighbridge.ledger.errors import Refused, Truncated
 
 _TASK = 32 << 20  # tensors below this are taken together
@@ -120,6 +120,11 @@ def _with_strides(ledger: Ledger) -> Iterator[tuple[Row, tuple[int, ...] | None]
 
 
 def _job(row: Row, strides: tuple[int, ...] | None) -> Job:
+    if row.offset == NOWHERE and row.nbytes:
+        raise Refused(
+            f"the values of {row.name!r} do not lie in the file as they are: compressed, in chunks, or as text",
+            fix="save the model in a format that stores them plainly, as safetensors does",
+        )
     if strides is None:
         return Job(b"\0" + pack("<QQ", row.offset, row.nbytes), row, None)
     layout = repr((row.offset, row.nbytes, row.dtype.name, row.shape, strides)).encode()

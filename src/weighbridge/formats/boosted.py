@@ -13,7 +13,7 @@ from typing import Any
 from weighbridge.formats import ubjson
 from weighbridge.formats.header import Header
 from weighbridge.formats.plain_json import parse_json
-from weighbridge.ledger import DTYPES, File, Row, Stated, numel, read_exactly
+from weighbridge.ledger import DTYPES, NOWHERE, File, Row, Stated, numel, read_exactly
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 LARGEST = 128 << 20
@@ -170,7 +170,7 @@ class _Rows:
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], kind: str) -> None:
         element = DTYPES[dtype]
-        self.rows.append(Row(name, element, shape, self.index, len(self.rows), element.nbytes(numel(shape))))
+        self.rows.append(Row(name, element, shape, self.index, NOWHERE, element.nbytes(numel(shape))))
         self.kinds[name] = kind
 
     def tree(self, path: str, nodes: int, outputs: int, dtype: str, name: str) -> None:

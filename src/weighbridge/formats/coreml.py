@@ -15,7 +15,7 @@ from weighbridge.formats.header import Header
 from weighbridge.formats.mil import BUFFER, OPERAND, PARAMETER, STATE, TABLE, Program, Use
 from weighbridge.formats.mil_values import Blob, missing
 from weighbridge.formats.protobuf import BYTES, VARINT, Wire
-from weighbridge.ledger import DTYPES, File, Row, Stated, numel, role_of
+from weighbridge.ledger import DTYPES, NOWHERE, File, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Malformed, NotFound, Unknown
 
 UNATTRIBUTED = "constants_of_unknown_origin"
@@ -98,7 +98,8 @@ def _header(
     places: dict[tuple[int, int], Row] = {}
     for name, blob, use in _listed(functions):
         at = index if blob.location is None else opened[blob.location][0]
-        row = Row(name, blob.dtype, blob.shape, at, blob.offset, blob.nbytes)
+        offset = blob.offset if blob.offset or blob.location is not None else NOWHERE
+        row = Row(name, blob.dtype, blob.shape, at, offset, blob.nbytes)
         kind = _kind(blob, use)
         if kind == STATE:
             holder = file if blob.location is None else opened[blob.location][1]

@@ -55,7 +55,7 @@ def contents(read: Read, size: int, name: str) -> Contents:
     walk = _Walk(read, size, name)
     try:
         walk.group("", walk.root(), 0)
-    except StructError:
+    except (StructError, IndexError):
         raise Malformed(f"{name} is a broken HDF5 file", fix="download it again") from None
     return walk.found
 

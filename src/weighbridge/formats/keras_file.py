@@ -12,7 +12,7 @@ from weighbridge.formats import hdf5
 from weighbridge.formats.archive import Archive
 from weighbridge.formats.header import Header
 from weighbridge.formats.plain_json import parse_json
-from weighbridge.ledger import File, Row, Stated, numel
+from weighbridge.ledger import NOWHERE, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
@@ -96,7 +96,7 @@ def _header(file: File, index: int, base: int, size: int, config: object) -> Hea
         if numbered and dataset.dtype.name in ("I8", "U8"):
             raise Unknown(f"{file.name}: {path} holds codes of a quantized layer", fix="save the model unquantized")
         name, kind, role, is_frozen = judge(path, dataset)
-        offset = base + dataset.offset if dataset.offset is not None else 0
+        offset = base + dataset.offset if dataset.offset is not None else NOWHERE
         rows.append(Row(name, dataset.dtype, dataset.shape, index, offset, dataset.dtype.nbytes(numel(dataset.shape))))
         if kind is not None:
             kinds[name] = kind
@@ -159,6 +159,11 @@ class _Numbered:
             role, learned, kept = CLASSES[title]
             if len(kept) <= count <= len(learned) + len(kept):
                 return attention or role, learned, kept
+            # Float8 training, spectral normalization: more is stored than the layer has, and numbers do not say what.
+            raise Unknown(
+                f"{self._file}: {layer} stores {count} variables, more than its class has, or fewer",
+                fix="load it with Keras, and weighbridge.show(model)",
+            )
         if dataset.dtype.name == "U32" and count == 1:
             return CLASSES["seed_generator"]
         # A batch norm under another name ends in two vectors that are not learned.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from weighbridge.formats.archive import Archive
 from weighbridge.formats.header import Header
-from weighbridge.ledger import DTYPES, DType, File, Row, Stated, numel
+from weighbridge.ledger import DTYPES, NOWHERE, DType, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, Refused, Truncated, Unknown
 
 MAGIC = b"\x93NUMPY"
@@ -133,7 +133,7 @@ def read_npz(file: File, *, index: int = 0) -> Header:
         array = parse(archive.start(member, 16 + _LONGEST_HEADER), f"{file.name}: {name}")
         stored = archive.is_stored(member)
         packed += not stored
-        row = _row(name, array, file.name, index, archive.offset(member) + array.start if stored else 0)
+        row = _row(name, array, file.name, index, archive.offset(member) + array.start if stored else NOWHERE)
         if archive.size(member) != array.start + row.nbytes:
             raise Malformed(f"{file.name}: {name!r} is not of the size that its header says", fix="download it again")
         rows.append(row)

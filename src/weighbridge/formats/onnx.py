@@ -22,7 +22,7 @@ from weighbridge.formats.onnx_judge import (
     role_to_state,
 )
 from weighbridge.formats.onnx_uses import PARAMETER
-from weighbridge.ledger import DTYPES, File, Row, Stated, numel
+from weighbridge.ledger import DTYPES, NOWHERE, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, NotFound, Truncated
 
 _MOST_FILES = 20_000
@@ -118,7 +118,8 @@ def _rows(
         element, shape = constant.dtype or DTYPES["U8"], constant.shape
         if numel(shape) % element.block:  # the last byte is not full, which no dtype can say
             element, shape = DTYPES["U8"], (constant.nbytes,)
-        rows.append(Row(one.name, element, shape, at, constant.offset, constant.nbytes))
+        offset = constant.offset if constant.offset or constant.location is not None else NOWHERE
+        rows.append(Row(one.name, element, shape, at, offset, constant.nbytes))
     return rows, [found for _, found in opened.values()]
 
 
@@ -151,7 +152,7 @@ def _tied(listed: list[Stored], rows: list[Row], files: list[File], index: int) 
     found: dict[str, str] = {}
     for head, table, transposed in maybe_tied(listed):
         copy, original = by_name[head.name], by_name[table.name]
-        if head.name in found or not copy.offset or not original.offset:
+        if head.name in found or copy.offset in (0, NOWHERE) or original.offset in (0, NOWHERE):
             continue
         height, width = original.shape
         size = copy.dtype.nbytes(1)

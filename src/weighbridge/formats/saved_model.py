@@ -16,7 +16,7 @@ from weighbridge.formats.header import Header
 from weighbridge.formats.protobuf import BYTES, FIXED32, Field, Wire
 from weighbridge.formats.saved_graph import Said, names_of, said_by
 from weighbridge.formats.sstable import entries
-from weighbridge.ledger import DTYPES, DType, File, Row, Stated, numel, role_of
+from weighbridge.ledger import DTYPES, NOWHERE, DType, File, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown
 
 GRAPH, INDEX = "saved_model.pb", "variables/variables.index"
@@ -99,7 +99,7 @@ def read_folder(repository: Repository, *, index: int = 0) -> Header:
     rows, kinds, roles, frozen = [], {}, {}, set()
     for entry in listed:
         name = called[entry.key]
-        offset = 0 if entry.sliced else entry.offset
+        offset = NOWHERE if entry.sliced else entry.offset
         element = _dtype(entry, table.name)
         rows.append(Row(name, element, entry.shape, opened[entry.shard][0], offset, element.nbytes(numel(entry.shape))))
         number, own = names.get(entry.key, (-1, entry.key))

@@ -12,7 +12,7 @@ from weighbridge.formats import estimator, npy
 from weighbridge.formats.archive import Archive
 from weighbridge.formats.header import Header
 from weighbridge.formats.plain_json import parse_json
-from weighbridge.ledger import DType, File
+from weighbridge.ledger import NOWHERE, DType, File
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 _LARGEST_SCHEMA = 64 << 20
@@ -62,7 +62,7 @@ def read(file: File, *, index: int = 0) -> Header:
     if not isinstance(found, estimator.Saved):
         raise Unknown(f"{file.name} holds no estimator", fix="save the fitted estimator itself")
     header = estimator.header_of(found)
-    rows = [row._replace(file=index, offset=at) for at, row in enumerate(header.rows)]
+    rows = [row._replace(file=index, offset=NOWHERE) for row in header.rows]
     notes = [*header.notes, "arrays are listed as the estimator uses them: a tree's nodes lie together in the file"]
     return Header(rows=rows, stated=header.stated, notes=notes)
 

@@ -7,12 +7,13 @@ from weighbridge.ledger.roles import role_of
 from weighbridge.ledger.signature import Signature
 from weighbridge.ledger.source import File, Source, read_exactly
 from weighbridge.ledger.stated import Stated
-from weighbridge.ledger.tensor import ROLES, Kind, Row, Rows, Tensor, kind_of, numel
+from weighbridge.ledger.tensor import NOWHERE, ROLES, Kind, Row, Rows, Tensor, kind_of, numel
 from weighbridge.ledger.units import Bytes, Count
 
 __all__ = [
     "DTYPES",
     "GGML_TYPES",
+    "NOWHERE",
     "ROLES",
     "Architecture",
     "Bytes",

@@ -9,6 +9,7 @@ from weighbridge.ledger.families import BUFFER, EXTRA, TIED_COPIES
 from weighbridge.ledger.glossary import short
 from weighbridge.ledger.ledger import Ledger
 from weighbridge.ledger.report import Bar, Block, Line, Report, Table, Title
+from weighbridge.ledger.tensor import NOWHERE
 from weighbridge.ledger.units import Bytes, Count
 
 # What people call an extra, and what it is.
@@ -181,7 +182,7 @@ def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -
                 "tied_to": t.tied_to,
                 "bytes": t.nbytes,
                 "file": ledger.source.files[t.file].name if t.file < len(ledger.source.files) else None,
-                "offset": t.offset,
+                "offset": t.offset if t.offset != NOWHERE else None,
             }
             for t in ledger.tensors
             if fnmatchcase(t.name, tensors)

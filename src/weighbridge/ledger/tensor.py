@@ -24,6 +24,10 @@ ROLES = (
 )
 
 
+# The offset of a tensor whose values do not lie in its file as they are: compressed, in chunks, as text.
+NOWHERE = (1 << 64) - 1
+
+
 class Row(NamedTuple):
     """A tensor as stored. A NamedTuple, not a dataclass: large models have 90,000 and a tuple is made 8x faster."""
 
@@ -31,7 +35,7 @@ class Row(NamedTuple):
     dtype: DType
     shape: tuple[int, ...]  # row-major; GGUF's reversed order is turned round by its reader
     file: int  # index into Source.files
-    offset: int  # of its first byte in that file
+    offset: int  # of its first byte in that file, or NOWHERE
     nbytes: int
 
 

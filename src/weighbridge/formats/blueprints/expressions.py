@@ -205,6 +205,25 @@ def _whole_numbers(text: Value, mark: Value) -> list[Any]:
     return [int(part) for part in parts]
 
 
+def _primes(least: Value, count: Value) -> list[int]:
+    """The first primes from a number on."""
+    if _number(count) > 10_000 or _number(least) > 1 << 32:
+        raise Malformed(f"{count:,} primes from {least:,} on")
+    found: list[int] = []
+    candidate = max(_int(least), 2)
+    while len(found) < count:
+        if all(pow(base, candidate - 1, candidate) == 1 for base in (2, 3) if base != candidate) and _is_prime(
+            candidate
+        ):
+            found.append(candidate)
+        candidate += 1
+    return found
+
+
+def _is_prime(value: int) -> bool:
+    return all(value % divisor for divisor in range(2, math.isqrt(value) + 1))
+
+
 def _log(value: Value) -> float:
     if _number(value) <= 0:
         raise Malformed(f"the logarithm of {value}")
@@ -246,6 +265,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "whole_numbers": _whole_numbers,
     "split": _split,
     "divisible": _divisible,
+    "primes": _primes,
     "is_list": lambda value: isinstance(value, (list, tuple)),
     "is_text": lambda value: isinstance(value, str),
     "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),

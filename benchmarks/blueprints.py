@@ -284,7 +284,8 @@ def config_class_of(model_type: str) -> Any:
     own = CONFIG_MAPPING[model_type]
     if list(Path(inspect.getfile(own)).parent.glob("modeling_*.py")):
         return own
-    return getattr(transformers, MODEL_MAPPING_NAMES[model_type]).config_class
+    other = MODEL_MAPPING_NAMES.get(model_type)
+    return getattr(transformers, other).config_class if other is not None else own
 
 
 def modeling(model_type: str) -> Any:
@@ -301,7 +302,10 @@ def class_called(name: str, model_type: str) -> Any:
 def classes_in_transformers(model_type: str) -> list[str]:
     """The model classes of transformers that are built from this type's config."""
     config_class = config_class_of(model_type)
-    module = modeling(model_type)
+    try:
+        module = modeling(model_type)
+    except ModuleNotFoundError:  # a config inside another, of which no class is built alone
+        return []
     found = []
     for name in dict.fromkeys([*getattr(module, "__all__", ()), *dir(module)]):
         thing = getattr(module, name, None)

@@ -120,6 +120,9 @@ class Archive:
         """Where a stored member's bytes begin in the archive; 0 for a packed one, whose bytes lie nowhere."""
         if not self.is_stored(name):
             return 0
-        with self._zip.open(name) as member:
-            found = getattr(member, "_orig_compress_start", None)
+        try:
+            with self._zip.open(name) as member:
+                found = getattr(member, "_orig_compress_start", None)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+            raise Malformed(f"{self.name}: {name!r} is damaged ({error})", fix="download it again") from None
         return int(found) if found is not None else 0

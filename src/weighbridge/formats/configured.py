@@ -43,7 +43,7 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
         )
     try:
         if model_type is None:
-            raise NotCovered(f"config.json states no model_type, and no blueprint knows a class {class_name}")
+            raise NotCovered(f"config.json states no model_type, and its class {class_name} does not tell it")
         built = build(config, model_type=model_type, class_name=class_name)
         tensors, buffers, ties, class_name = built.tensors, built.buffers, built.ties, built.class_name
         way = {"class": class_name, "by": f"the blueprint of {model_type}"}

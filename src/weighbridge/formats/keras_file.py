@@ -28,6 +28,8 @@ CLASSES: Mapping[str, tuple[str | None, tuple[str, ...], tuple[str, ...]]] = {
     "einsum_dense": ("ffn", _KERNEL, ()),
     "multi_head_attention": ("attention", (), ()),
     "grouped_query_attention": ("attention", (), ()),
+    "attention": ("attention", ("scale",), ()),
+    "additive_attention": ("attention", ("scale",), ()),
     "embedding": ("embedding", ("embeddings",), ()),
     "layer_normalization": ("norm", _SCALE, ()),
     "group_normalization": ("norm", _SCALE, ()),
@@ -48,6 +50,7 @@ CLASSES: Mapping[str, tuple[str | None, tuple[str, ...], tuple[str, ...]]] = {
 }
 _NOT_LEARNED = ("moving_mean", "moving_variance", "vector_u", "seed_generator_state")
 _VARIABLE = re.compile(r"(?:(?P<layer>.+)/)?vars/(?P<at>\d{1,6})")
+_ATTENTION = re.compile(r"(^|/)(multi_head|grouped_query)_attention(_\d+)?(/|$)")
 _NUMBER = re.compile(r"(_\d+)$")
 
 Layers = Mapping[tuple[str, ...], tuple[str, bool]]  # names from the outside in -> (class, trainable)
@@ -92,10 +95,14 @@ def _header(file: File, index: int, base: int, size: int, config: object) -> Hea
     kinds: dict[str, str] = {}
     roles: dict[str, str] = {}
     frozen: set[str] = set()
+    names: set[str] = set()
     for path, dataset in found.datasets.items():
-        if numbered and dataset.dtype.name in ("I8", "U8"):
+        if dataset.dtype.name in ("I8", "U8"):
             raise Unknown(f"{file.name}: {path} holds codes of a quantized layer", fix="save the model unquantized")
         name, kind, role, is_frozen = judge(path, dataset)
+        if name in names:  # two layers of one name
+            name = path
+        names.add(name)
         offset = base + dataset.offset if dataset.offset is not None else NOWHERE
         rows.append(Row(name, dataset.dtype, dataset.shape, index, offset, dataset.dtype.nbytes(numel(dataset.shape))))
         if kind is not None:
@@ -116,11 +123,9 @@ class _Numbered:
     def __init__(self, found: hdf5.Contents, layers: Layers, file: str) -> None:
         self._texts, self._layers, self._file = found.texts, layers, file
         self._counts: dict[str, int] = {}
-        self._shapes: dict[str, list[tuple[int, ...]]] = {}
-        for path, dataset in sorted(found.datasets.items(), key=lambda item: int(item[0].rpartition("/")[2])):
-            layer = path.rpartition("/")[0]
-            self._counts[layer] = self._counts.get(layer, 0) + 1
-            self._shapes.setdefault(layer, []).append(dataset.shape)
+        for path in found.datasets:
+            group = path.rpartition("/")[0]
+            self._counts[group] = self._counts.get(group, 0) + 1
 
     def __call__(self, path: str, dataset: hdf5.Dataset) -> tuple[str, str | None, str | None, bool]:
         group, _, number = path.rpartition("/")
@@ -148,31 +153,25 @@ class _Numbered:
     def _class(
         self, layer: str, group: str, dataset: hdf5.Dataset
     ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-        parent, _, last = layer.rpartition("/")
-        # In a list of layers the group is called after the class; elsewhere after the attribute, then the layer's own
-        # name, which is the class's unless somebody chose another, is what there is.
-        listed = parent.rpartition("/")[2] == "layers"
-        title = _NUMBER.sub("", last if listed else self._texts.get((group, "name"), last))
-        count, shapes = self._counts[group], self._shapes[group]
-        attention = "attention" if "multi_head_attention" in layer or "grouped_query_attention" in layer else None
-        if title in CLASSES:
-            role, learned, kept = CLASSES[title]
-            if len(kept) <= count <= len(learned) + len(kept):
-                return attention or role, learned, kept
-            # Float8 training, spectral normalization: more is stored than the layer has, and numbers do not say what.
-            raise Unknown(
-                f"{self._file}: {layer} stores {count} variables, more than its class has, or fewer",
-                fix="load it with Keras, and weighbridge.show(model)",
-            )
+        count = self._counts[group]
         if dataset.dtype.name == "U32" and count == 1:
             return CLASSES["seed_generator"]
-        # A batch norm under another name ends in two vectors that are not learned.
-        if count >= 2 and len(shapes[-1]) == 1 and shapes[-1] == shapes[-2]:
+        parent, _, last = layer.rpartition("/")
+        # In a list of layers the group is called after the class; elsewhere after an attribute, and then the config
+        # tells the class, or a layer of Keras's own that has such parts.
+        title = _NUMBER.sub("", last) if parent.rpartition("/")[2] == "layers" else ""
+        title = title or self._layers.get(self._names(layer), ("", True))[0]
+        if not title and _ATTENTION.search(parent):
+            return ("attention", _KERNEL, ()) if count <= len(_KERNEL) else ("attention", (), ())
+        if not title and last == "cell":
+            title = _NUMBER.sub("", self._texts.get((group, "name"), ""))
+        role, learned, kept = CLASSES.get(title, (None, (), ()))
+        if title not in CLASSES or not len(kept) <= count <= len(learned) + len(kept):
             raise Unknown(
-                f"{self._file}: which of the {count} variables of {layer} are learned cannot be told",
+                f"{self._file}: which of {count} variables of {layer or 'the model itself'} are learned cannot be told",
                 fix="load it with Keras, and weighbridge.show(model)",
             )
-        return attention, (), ()
+        return role, learned, kept
 
 
 class _Named:
@@ -190,10 +189,14 @@ class _Named:
         name, last = "/".join(parts), parts[-1].partition(":")[0]
         if last in _NOT_LEARNED:
             return name, "buffer", None, False
+        if last.endswith(("_scale", "_amax_history")):
+            raise Unknown(f"{name} belongs to a quantized layer", fix="save the model unquantized")
         role = None
         for end in range(1, len(parts)):
             title = self._layers.get(tuple(parts[:end]), ("", True))[0]
             role = role if role == "attention" else CLASSES.get(title, (role,))[0]
+            if title in CLASSES and last in CLASSES[title][2]:
+                return name, "buffer", None, False
         return name, None, role, _frozen(tuple(parts[:-1]), self._layers)
 
 

@@ -32,6 +32,8 @@ def header_of(model: Any) -> Header:
     found = _Found()
     roles: dict[int, str] = {}
     for layer in model._flatten_layers():
+        if getattr(layer, "quantization_mode", None) is not None:
+            raise Unknown(f"{layer.path} is a quantized layer", fix="show the model before it is quantized")
         role = CLASSES.get(snake(type(layer).__name__), (None,))[0]
         if role == "attention":
             roles |= {id(part): role for part in layer._flatten_layers()}

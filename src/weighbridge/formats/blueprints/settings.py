@@ -20,6 +20,7 @@ class Class(msgspec.Struct, frozen=True):
 
     defaults: dict[str, Any] = {}
     aliases: dict[str, str] = {}
+    yielding: set[str] = set()  # aliases that the class declares as fields too: where both are stated, the target wins
     multiples: list[tuple[str, str]] = []
     parts: dict[str, "SubConfig"] = {}
 
@@ -57,6 +58,8 @@ def class_of(model_type: str) -> Class | None:
         target, value = found.aliases[name], found.defaults.pop(name)
         if target in order[order.index(name) :]:  # set after its alias: what the alias says is lost
             del found.aliases[name]
+        else:
+            found.yielding.add(name)
         found.defaults.setdefault(target, value)
     return found
 
@@ -87,7 +90,10 @@ class Settings(Fields):
         aliases = self._class.aliases
         # Where a config states a field and an alias of it, transformers sets the alias last: it wins.
         self._given |= {name: value for name, value in given.items() if name not in aliases}
-        self._given |= {aliases[name]: value for name, value in given.items() if name in aliases}
+        stated = {aliases[name]: value for name, value in given.items() if name in aliases}
+        yields = {aliases[name] for name in self._class.yielding}
+        self._given |= {name: value for name, value in stated.items() if not (name in yields and name in given)}
+        self._by_alias = set(stated)
         self._derived: dict[str, Any] = {}
         if given.get("per_layer_config") is not None:
             raise Unknown(f"{self.path('per_layer_config')} is not understood")
@@ -156,6 +162,10 @@ class Settings(Fields):
     def given(self, name: str) -> bool:
         """Whether the config itself states the field, other than as null."""
         return self._given.get(self._class.aliases.get(name, name)) is not None
+
+    def aliased(self, name: str) -> bool:
+        """Whether the config states the field under an alias: some classes derive from it before the alias is read."""
+        return name in self._by_alias
 
     def _labels(self) -> int:
         stated, labels = self._given.get("num_labels"), self._given.get("id2label")
@@ -240,6 +250,7 @@ def _made(settings: Settings) -> Callable[..., Settings]:
 _FUNCTIONS: dict[str, Callable[[Settings], Any]] = {
     "given()": lambda settings: settings.given,
     "has()": lambda settings: settings.has,
+    "aliased()": lambda settings: settings.aliased,
     "get()": _get,
     "config()": _made,
     "filled()": lambda settings: settings.filled,

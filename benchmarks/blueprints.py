@@ -390,6 +390,9 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
         row["cache_not_run"] = f"{name}: {type(error).__name__} {' '.join(str(error).split())[:120]}"
         return []
     built = build(config, model_type=model_type, class_name=name)
+    if not built.mixers:
+        row["cache_not_run"] = f"{name}: the blueprint says nothing of what its layers keep"
+        return []
     said = []
     # transformers may keep an empty place in the cache for layers that need none.
     cached = [mixer for mixer in built.mixers if mixer[1] not in ("cross", "bidirectional")]

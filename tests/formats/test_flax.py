@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import serialization
 
 import weighbridge
 from weighbridge.ledger.errors import WeighError
-
-jax = pytest.importorskip("jax")
-flax = pytest.importorskip("flax")
-import flax.linen as nn  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from flax import serialization  # noqa: E402
 
 
 class Net(nn.Module):
@@ -91,7 +90,8 @@ def test_an_array_in_chunks_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_an_orbax_checkpoint_is_refused_with_the_way_round(variables: Any, tmp_path: Path) -> None:
-    checkpoint = pytest.importorskip("orbax.checkpoint")
+    from orbax import checkpoint
+
     with checkpoint.StandardCheckpointer() as saver:
         saver.save(tmp_path / "step", variables)
     with pytest.raises(WeighError, match="restore it with Orbax"):

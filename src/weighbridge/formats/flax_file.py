@@ -7,32 +7,14 @@ bytes]; one larger than 1 GB is a map of chunks.
 from struct import error as StructError
 from struct import unpack
 
+from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
 from weighbridge.formats.pytree import kind_of_leaf, role_of_leaf
-from weighbridge.ledger import DTYPES, File, Row, Stated, numel
+from weighbridge.ledger import File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, Truncated, Unknown
 
 _ARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-    "complex128": "C128",
-}
 _MOST_ARRAYS = 200_000
 _MOST_VALUES = 2_000_000
 _DEEPEST = 64
@@ -158,7 +140,7 @@ class _Walk:
             raise Malformed(f"{self._file.name}: {name} has no shape")
         shape = tuple(self.size() for _ in range(rank))
         said = self.name()
-        dtype = DTYPES.get(_DTYPES.get(said, ""))
+        dtype = dtype_named(said)
         if dtype is None:
             raise Unknown(f"{self._file.name}: {name} is of type {said[:40]!r}")
         mark = self.take(1)[0]

@@ -2,23 +2,11 @@
 
 from typing import Any
 
+from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
 from weighbridge.formats.keras_file import CLASSES, snake
-from weighbridge.ledger import DTYPES, Row, Stated, numel
+from weighbridge.ledger import Row, Stated, numel
 from weighbridge.ledger.errors import Unknown
-
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "uint32": "U32",
-    "uint8": "U8",
-    "int8": "I8",
-    "bool": "BOOL",
-}
 
 
 def header_of(model: Any) -> Header:
@@ -63,7 +51,7 @@ class _Found:
         """Takes a variable, once however many layers share it."""
         if id(variable) in self.rows:
             return
-        dtype = DTYPES.get(_DTYPES.get(str(variable.dtype), ""))
+        dtype = dtype_named(str(variable.dtype))
         if dtype is None or dtype.name in ("I8", "U8"):
             raise Unknown(f"{variable.path} is of type {variable.dtype}: a quantized layer is not counted")
         name = variable.path

@@ -4,20 +4,18 @@ Nothing is imported: where jax is loaded it flattens the tree, so that every reg
 dictionaries, lists and tuples are.
 """
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
-from weighbridge.ledger import DTYPES, DType, Row, Stated, numel, role_of
+from weighbridge.ledger import DType, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Refused, Unknown
 from weighbridge.ledger.families import pattern_of
 
 _MOST = 200_000
 _DEEPEST = 64
-_WIDTHS = {"float": "F", "bfloat": "BF", "int": "I", "uint": "U", "complex": "C"}
-_NAMES = {"bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float4_e2m1fn": "F4"}
 # Flax's collections and nnx's variable types that are no parameters.
 _COLLECTIONS = frozenset({"batch_stats", "cache", "intermediates", "rngs", "spectral_norm_stats", "losses", "metrics"})
 _VARIABLES = frozenset({"BatchStat", "Cache", "Intermediate", "RngState", "RngKey", "RngCount", "Perturbation"})
@@ -128,8 +126,7 @@ def _plain(tree: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple
 
 def _dtype(name: str, leaf: Any) -> DType:
     stated = str(getattr(leaf.dtype, "name", leaf.dtype))
-    match = re.fullmatch(r"([a-z]+)(\d+)", stated)
-    known = _NAMES.get(stated) or (f"{_WIDTHS[match[1]]}{match[2]}" if match and match[1] in _WIDTHS else None)
-    if known not in DTYPES:
+    known = dtype_named(stated)
+    if known is None:
         raise Unknown(f"{name} is of dtype {stated}", fix="a newer Weighbridge may know it")
-    return DTYPES[known]
+    return known

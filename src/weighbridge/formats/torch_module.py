@@ -4,33 +4,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
-from weighbridge.ledger import DTYPES, DType, Row, Stated, numel, role_of
+from weighbridge.ledger import DType, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Unknown
 from weighbridge.ledger.families import pattern_of
 
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "float8_e8m0fnu": "F8_E8M0",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-    "complex128": "C128",
-}
 # What a layer is for, where its name says nothing: torch's own classes. Linear layers are `ffn` as everywhere else.
 _ROLES = (
     ("embedding", ("Embedding", "EmbeddingBag")),
@@ -142,9 +121,10 @@ def _row(name: str, tensor: Any, at: int) -> tuple[Row, int | None]:
 
 def _dtype(name: str, tensor: Any) -> DType:
     stated = str(tensor.dtype).removeprefix("torch.")
-    if stated not in _DTYPES:
+    found = dtype_named(stated)
+    if found is None:
         raise Unknown(f"{name} is of dtype {stated}", fix="a newer Weighbridge may know it")
-    return DTYPES[_DTYPES[stated]]
+    return found
 
 
 def _place(tensor: Any) -> object:

@@ -106,8 +106,11 @@ def group(rows: Rows, architecture: Architecture, stated: Stated = NOTHING) -> l
         bare = [name.encode("utf-8", "surrogatepass").translate(None, _DIGITS) for name in names]
     groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     # Equal kinds are one object, and comparing objects beats comparing shapes.
-    for at, key in enumerate(zip(bare, map(id, rows.kinds), strict=True)):
-        groups[key if stated.empty else (*key, *stated.of(names[at]))].append(at)
+    keys: Iterable[tuple[Any, ...]] = zip(bare, map(id, rows.kinds), strict=True)
+    if not stated.empty:
+        keys = ((*key, *stated.of(name)) for key, name in zip(keys, names, strict=True))
+    for at, key in enumerate(keys):
+        groups[key].append(at)
     beyond = _beyond(
         architecture, {stack for stack in _STACKS if any(key[0].startswith(_bare(stack)) for key in groups)}
     )

@@ -162,15 +162,19 @@ class Ledger:
         used. None where the architecture does not say so of each layer that has experts.
         """
         routers = {f"{router.module}.": router for router in self.architecture.routers}
+        if not routers:
+            return None
         routed = dict.fromkeys(routers, 0)
+        forms = sorted({_NUMBER.sub(r"[0-9]+", re.escape(prefix)) for prefix in routers}, key=len)
+        layer_of = re.compile("|".join(forms)).match
         for family in self.parameters:
             if family.role != "expert":
                 continue
-            for name in family.names:
-                layer = next((prefix for prefix in _prefixes(name) if prefix in routers), None)
-                if layer is None:
-                    return None
-                routed[layer] += family.elements
+            layers = Counter(found[0] for name in family.names if (found := layer_of(name)))
+            if layers.total() != len(family.names) or not layers.keys() <= routers.keys():
+                return None
+            for layer, count in layers.items():
+                routed[layer] += count * family.elements
         idle = 0
         for layer, router in routers.items():
             if not router.experts or not router.top_k or router.top_k > router.experts:
@@ -322,14 +326,6 @@ class Ledger:
                     nbytes=row.nbytes,
                 )
         return tuple(made[key] for key in sorted(made))
-
-
-def _prefixes(name: str) -> Iterable[str]:
-    """The paths that a name lies in: `a.`, `a.b.` of `a.b.c`."""
-    at = name.find(".")
-    while at >= 0:
-        yield name[: at + 1]
-        at = name.find(".", at + 1)
 
 
 def _order(item: tuple[str, object]) -> list[tuple[int, str]]:

@@ -225,7 +225,7 @@ class _Builder:
         self, statements: tuple[Statement, ...], family: library.Family, scope: _Scope, prefix: str, depth: int
     ) -> None:
         for statement in statements:
-            if self.facts_only and statement.kind in ("tensor", "buffer", "tie"):
+            if self.facts_only and not family.wanted(statement):
                 continue
             self.steps += 1
             if self.steps > _MOST_STEPS:

@@ -1,10 +1,11 @@
 """Where the blueprints lie, and which one speaks for a model type."""
 
 import re
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 
-from weighbridge.formats.blueprints.language import Blueprint, Part, Type, parse
+from weighbridge.formats.blueprints.language import Blueprint, Part, Statement, Type, parse
 
 FOLDER = Path(__file__).parent / "families"
 STANDARD = "standard"  # the parts that every family may use
@@ -21,10 +22,38 @@ class Family:
         self.blueprint = blueprint
         self.types = blueprint.types
         self.line = _line(blueprint)
+        self._parts = {name: part for one in reversed(self.line) for name, part in one.parts.items()}
+        self._telling: dict[str, bool] = {}
+        self._wanted: dict[int, bool] = {}
 
     def part(self, name: str) -> Part | None:
         """The part of that name."""
-        return next((one.parts[name] for one in self.line if name in one.parts), None)
+        return self._parts.get(name)
+
+    def wanted(self, statement: Statement) -> bool:
+        """Whether a statement counts where facts alone are wanted: one below it tells a fact, or names a value."""
+        key = id(statement)  # statements live as long as the parsed file
+        if key not in self._wanted:
+            self._wanted[key] = statement.kind in ("let", "require") or self._tells(statement, self.wanted)
+        return self._wanted[key]
+
+    def _tells(self, statement: Statement, inner: Callable[[Statement], bool]) -> bool:
+        if statement.kind in ("attends", "routes"):
+            return True
+        if statement.call is not None and self._part_tells(statement.call.part):
+            return True
+        return any(map(inner, (*statement.body, *statement.otherwise)))
+
+    def _part_tells(self, name: str) -> bool:
+        """Whether a part says how tokens are mixed or routed. A model of another type, or a part within itself, may."""
+        part = self.part(name)
+        if name not in self._telling:
+            self._telling[name] = True
+            self._telling[name] = part is None or any(map(self._says, part.body))
+        return self._telling[name]
+
+    def _says(self, statement: Statement) -> bool:
+        return self._tells(statement, self._says)
 
     def class_part(self, model_type: str, class_name: str | None) -> tuple[str, Part | None]:
         """(name, part) of a class of that model type; of the usual one when none is named."""

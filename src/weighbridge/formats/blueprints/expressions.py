@@ -6,15 +6,24 @@ takes numbers only, lists and ranges stay short, and nothing has methods, so tha
 """
 
 import ast
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Protocol
 
+from weighbridge.formats.blueprints.functions import FUNCTIONS
+from weighbridge.formats.blueprints.values import (
+    LONGEST,
+    Fields,
+    Value,
+    divided,
+    floor_divide,
+    listed,
+    number,
+    short,
+    shown,
+    whole,
+)
 from weighbridge.ledger.errors import Malformed, Unknown
-
-LONGEST = 100_000  # of a list or range: real models have tens to a few thousand layers
-_LARGEST = 1 << 62
 
 
 class Scope(Protocol):
@@ -28,31 +37,13 @@ class Scope(Protocol):
         """
 
 
-Value = Any  # int, float, bool, str, None, list, tuple, or a Settings
 Expression = Callable[[Scope], Value]
-
-
-class Fields(Mapping[str, Any]):
-    """Marks values that have fields: configs."""
-
-
-def _number(value: Value) -> int | float:
-    if isinstance(value, (int, float)):
-        if -_LARGEST < value < _LARGEST:
-            return value
-        raise Malformed(f"a number of {value:.3g}")
-    raise Malformed(f"{_shown(value)} where a number is needed")
-
-
-def _shown(value: Value) -> str:
-    text = "null" if value is None else repr(value) if isinstance(value, (str, int, float, list)) else "an object"
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _add(one: Value, other: Value) -> Value:
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return _short([*one, *other])
-    return _number(one) + _number(other)
+        return short([*one, *other])
+    return number(one) + number(other)
 
 
 def _multiply(one: Value, other: Value) -> Value:
@@ -60,47 +51,32 @@ def _multiply(one: Value, other: Value) -> Value:
         if len(one) * other > LONGEST:
             raise Malformed(f"a list of {len(one) * other:,} entries")
         return one * other
-    return _number(one) * _number(other)
-
-
-def _short(values: list[Any]) -> list[Any]:
-    if len(values) > LONGEST:
-        raise Malformed(f"a list of {len(values):,} entries, more than any model has")
-    return values
+    return number(one) * number(other)
 
 
 def _power(one: Value, other: Value) -> Value:
-    base, exponent = _number(one), _number(other)
+    base, exponent = number(one), number(other)
     if abs(exponent) > 64 or abs(base) > 1 << 32:
         raise Malformed(f"{base} to the power of {exponent}")
     return base**exponent
 
 
-def _divided(operation: Callable[[Any, Any], Value]) -> Callable[[Value, Value], Value]:
-    def divide(one: Value, other: Value) -> Value:
-        if not _number(other):
-            raise Malformed("a division by zero")
-        return operation(_number(one), other)
-
-    return divide
-
-
 _BINARY: dict[type[ast.AST], Callable[[Value, Value], Value]] = {
     ast.Add: _add,
-    ast.Sub: lambda a, b: _number(a) - _number(b),
+    ast.Sub: lambda a, b: number(a) - number(b),
     ast.Mult: _multiply,
-    ast.Div: _divided(lambda a, b: a / b),
-    ast.FloorDiv: _divided(lambda a, b: a // b),
-    ast.Mod: _divided(lambda a, b: a % b),
+    ast.Div: divided(lambda a, b: a / b),
+    ast.FloorDiv: floor_divide,
+    ast.Mod: divided(lambda a, b: a % b),
     ast.Pow: _power,
 }
 _COMPARISONS: dict[type[ast.AST], Callable[[Value, Value], bool]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,
-    ast.Lt: lambda a, b: _number(a) < _number(b),
-    ast.LtE: lambda a, b: _number(a) <= _number(b),
-    ast.Gt: lambda a, b: _number(a) > _number(b),
-    ast.GtE: lambda a, b: _number(a) >= _number(b),
+    ast.Lt: lambda a, b: number(a) < number(b),
+    ast.LtE: lambda a, b: number(a) <= number(b),
+    ast.Gt: lambda a, b: number(a) > number(b),
+    ast.GtE: lambda a, b: number(a) >= number(b),
     ast.In: lambda a, b: _is_in(a, b),
     ast.NotIn: lambda a, b: not _is_in(a, b),
     ast.Is: lambda a, b: a is b,
@@ -113,177 +89,7 @@ def _is_in(one: Value, other: Value) -> bool:
         return isinstance(one, str) and one in other
     if isinstance(other, (list, tuple, range, Fields)):
         return one in other
-    raise Malformed(f"{_shown(other)} where a list is needed")
-
-
-def _listed(value: Value) -> list[Any] | tuple[Any, ...] | range:
-    if isinstance(value, (list, tuple, range)):
-        return value
-    raise Malformed(f"{_shown(value)} where a list is needed")
-
-
-def _range(*bounds: Value) -> range:
-    for bound in bounds:
-        if not isinstance(bound, int):
-            raise Malformed(f"{_shown(bound)} where a whole number is needed")
-    if len(bounds) == 3 and not bounds[2]:
-        raise Malformed("a range of steps of zero")
-    found = range(*bounds)
-    if not found and bounds[-1 if len(bounds) < 3 else 1] < 0:
-        raise Malformed(f"{bounds[-1]} where a count is needed")
-    if found and (found[-1] - found[0]) // found.step >= LONGEST:
-        raise Malformed(f"a count of {bounds[-1]:,}, more than any model has")
-    return found
-
-
-def _int(value: Value) -> int:
-    if not math.isfinite(_number(value)):
-        raise Malformed(f"{value} where a whole number is needed")
-    return int(value)
-
-
-def _fold(operation: Callable[[Iterable[Any]], Value]) -> Callable[..., Value]:
-    def fold(*values: Value) -> Value:
-        listed = values if len(values) > 1 else _listed(values[0])
-        if not listed:
-            raise Malformed("an empty list")
-        return operation([_number(value) for value in listed])
-
-    return fold
-
-
-def _pair(value: Value) -> list[Any]:
-    """Height and width: a number stands for both."""
-    if not isinstance(value, (list, tuple)):
-        return [value, value]
-    if len(value) != 2:
-        raise Unknown(f"{_shown(list(value))} where height and width are needed")
-    return list(value)
-
-
-def _patches(image: Value, patch: Value) -> Value:
-    """How many patches an image is cut into."""
-    divide = _BINARY[ast.FloorDiv]
-    height, width = (divide(size, step) for size, step in zip(_pair(image), _pair(patch), strict=True))
-    return _number(height) * _number(width)
-
-
-def _stages(features: Value, indices: Value, last: Value) -> list[int]:
-    """Numbers of the stages that a backbone gives out, of "stem", "stage1", ...: by name, by number, or the last."""
-    if features is None and indices is None:
-        return [_int(last)]
-    if features is None:
-        return [index if index >= 0 else _int(last) + 1 + index for index in map(_int, _listed(indices))]
-    numbers: dict[Any, int] = {"stem": 0} | {f"stage{at}": at for at in _range(1, _int(last) + 1)}
-    unknown = [name for name in _listed(features) if not isinstance(name, str) or name not in numbers]
-    if unknown:
-        raise Malformed(f"{_shown(unknown[0])} where the name of a stage is needed")
-    return [numbers[name] for name in _listed(features)]
-
-
-def _divisible(value: Value, divisor: Value = 8, least: Value = None) -> int:
-    """The multiple of a divisor nearest to a width, and not less than nine tenths of it: as convolutional nets do."""
-    wish, step = _number(value), _number(divisor)
-    floor = _BINARY[ast.FloorDiv]
-    found = max(step if least is None else _number(least), floor(_int(wish + step / 2), step) * step)
-    return _int(found + step if found < 0.9 * wish else found)
-
-
-def _split(text: Value, *pairs: Value) -> list[Any]:
-    """The letters of a pattern, each by its word: split("M*", "M", "mamba", "*", "attention")."""
-    words = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    if not isinstance(text, str) or len(text) > LONGEST or not set(text) <= words.keys():
-        raise Malformed(f"{_shown(text)} where a pattern of {', '.join(words)} is needed")
-    return [words[letter] for letter in text]
-
-
-def _whole_numbers(text: Value, mark: Value) -> list[Any]:
-    """The whole numbers in a text, between marks: of "4/8" and "/" [4, 8]."""
-    parts = text.split(mark) if isinstance(text, str) else []
-    if not parts or not all(part.strip().isdecimal() and len(part) < 12 for part in parts):
-        raise Malformed(f"{_shown(text)} where whole numbers between {mark!r} are needed")
-    return [int(part) for part in parts]
-
-
-def _primes(least: Value, count: Value) -> list[int]:
-    """The first primes from a number on."""
-    if _number(count) > 10_000 or _number(least) > 1 << 40:
-        raise Malformed(f"{count:,} primes from {least:,} on")
-    found: list[int] = []
-    candidate = max(_int(least), 2)
-    while len(found) < count:
-        if _is_prime(candidate):
-            found.append(candidate)
-        candidate += 1
-    return found
-
-
-def _is_prime(value: int) -> bool:
-    """Miller's and Rabin's test, whose witnesses leave no doubt below 2 ** 48."""
-    witnesses = (2, 3, 5, 7, 11, 13, 17)
-    if any(value % witness == 0 for witness in witnesses):
-        return value in witnesses
-    halvings = [value - 1]
-    while halvings[-1] % 2 == 0:
-        halvings.append(halvings[-1] // 2)
-    return all(
-        pow(witness, halvings[-1], value) == 1 or any(pow(witness, half, value) == value - 1 for half in halvings[1:])
-        for witness in witnesses
-    )
-
-
-def _log(value: Value) -> float:
-    if _number(value) <= 0:
-        raise Malformed(f"the logarithm of {value}")
-    return math.log(value)
-
-
-FUNCTIONS: dict[str, Callable[..., Value]] = {
-    "len": lambda value: len(value) if isinstance(value, (str, Fields)) else len(_listed(value)),
-    "range": _range,
-    "min": _fold(min),
-    "max": _fold(max),
-    "sum": lambda values: sum(_number(value) for value in _listed(values)),
-    "any": lambda values: any(_listed(values)),
-    "all": lambda values: all(_listed(values)),
-    "int": _int,
-    "bool": bool,
-    "round": lambda value: round(_number(value)),
-    "ceil": lambda value: math.ceil(_number(value)),
-    "floor": lambda value: math.floor(_number(value)),
-    "sqrt": lambda value: math.sqrt(_number(value)),
-    "log": _log,
-    "abs": lambda value: abs(_number(value)),
-    "prod": lambda values: _number(math.prod(_number(value) for value in _listed(values))),
-    "zip": lambda *lists: list(zip(*map(_listed, lists), strict=False)),
-    "enumerate": lambda values: list(enumerate(_listed(values))),
-    "reversed": lambda values: list(_listed(values))[::-1],
-    "sorted": lambda values: sorted(_number(value) for value in _listed(values)),
-    "list": lambda values: list(_listed(values)),
-    "flat": lambda lists: _short([value for one in _listed(lists) for value in _listed(one)]),
-    "unique": lambda values: list(dict.fromkeys(_listed(values))),
-    "index": lambda values, value: list(_listed(values)).index(value),
-    "field": lambda owner, name, otherwise=None: (
-        owner[name] if isinstance(owner, Mapping) and name in owner else otherwise
-    ),
-    "values": lambda owner: list(owner.values()) if isinstance(owner, Mapping) else _listed(owner),
-    "only": lambda owner, names: {
-        name: owner[name] for name in _listed(names) if name in getattr(owner, "stated", owner)
-    },
-    "whole_numbers": _whole_numbers,
-    "split": _split,
-    "divisible": _divisible,
-    "primes": _primes,
-    "is_list": lambda value: isinstance(value, (list, tuple)),
-    "is_text": lambda value: isinstance(value, str),
-    "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
-    "starts": lambda text, start: isinstance(text, str) and text.startswith(start),
-    "states": lambda config, name: name in getattr(config, "stated", ()),
-    "ends": lambda text, end: isinstance(text, str) and text.endswith(end),
-    "pair": _pair,
-    "patches": _patches,
-    "stages": _stages,
-}
+    raise Malformed(f"{shown(other)} where a list is needed")
 
 
 class _Inner:
@@ -342,10 +148,10 @@ def _list(node: Any) -> Expression:
         found: list[Any] = []
         for part, spread in parts:
             if spread:
-                found += _listed(part(scope))
+                found += listed(part(scope))
             else:
                 found.append(part(scope))
-        return _short(found)
+        return short(found)
 
     return make
 
@@ -361,7 +167,7 @@ def _unary(node: Any) -> Expression:
     operand = _compile(node.operand)
     if isinstance(node.op, ast.Not):
         return lambda scope: not operand(scope)
-    return lambda scope: -_number(operand(scope))
+    return lambda scope: -number(operand(scope))
 
 
 def _logic(node: Any) -> Expression:
@@ -406,7 +212,7 @@ def _attribute(node: Any) -> Expression:
     def read(scope: Scope) -> Value:
         value = owner(scope)
         if not isinstance(value, Fields):
-            raise Malformed(f"{_shown(value)} where an object with {name} is needed")
+            raise Malformed(f"{shown(value)} where an object with {name} is needed")
         return value[name]
 
     return read
@@ -419,8 +225,8 @@ def _subscript(node: Any) -> Expression:
         step = None if node.slice.step is None else _compile(node.slice.step)
 
         def cut(scope: Scope) -> Value:
-            low, high = (None if part is None else _int(part(scope)) for part in bounds)
-            return _listed(owner(scope))[low : high : None if step is None else _int(step(scope))]
+            low, high = (None if part is None else whole(part(scope)) for part in bounds)
+            return listed(owner(scope))[low : high : None if step is None else whole(step(scope))]
 
         return cut
     index = _compile(node.slice)
@@ -429,8 +235,8 @@ def _subscript(node: Any) -> Expression:
         value, at = owner(scope), index(scope)
         if isinstance(value, Fields):
             return value[at]
-        if not isinstance(at, int) or not -len(_listed(value)) <= at < len(value):
-            raise Malformed(f"a list of {len(value)} entries has none at {_shown(at)}")
+        if not isinstance(at, int) or not -len(listed(value)) <= at < len(value):
+            raise Malformed(f"a list of {len(value)} entries has none at {shown(at)}")
         return value[at]
 
     return read
@@ -456,7 +262,7 @@ def _comprehension(node: Any) -> Expression:
             yield scope
             return
         names, source, tests = loops[at]
-        for value in _listed(source(scope)):
+        for value in listed(source(scope)):
             inner = _Inner(scope, bind(names, value))
             if all(test(inner) for test in tests):
                 yield from steps(inner, at + 1)
@@ -482,7 +288,7 @@ def bind(names: list[str], value: Value) -> dict[str, Value]:
     """{name: value} of one step of a loop."""
     if len(names) == 1:
         return {names[0]: value}
-    values = _listed(value)
+    values = listed(value)
     if len(values) != len(names):
         raise Unknown(f"{len(values)} values where {len(names)} are needed")
     return dict(zip(names, values, strict=True))

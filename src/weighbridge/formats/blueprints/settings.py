@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from weighbridge.formats.blueprints.expressions import Fields
+from weighbridge.formats.blueprints.values import Fields
 from weighbridge.ledger.errors import Malformed, Unknown
 
 _DATA = Path(__file__).parents[1] / "data" / "configs.json"

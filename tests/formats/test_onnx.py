@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import graphs
 import numpy as np
 import onnx
 import pytest
@@ -18,7 +19,7 @@ from weighbridge.formats import onnx as reader
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
 from weighbridge.formats.onnx_uses import _operators
-from weighbridge.ledger import NOWHERE, File, Ledger, Source
+from weighbridge.ledger import NOWHERE, File, Ledger
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown, WeighError
 
 
@@ -30,17 +31,7 @@ def _read(path: Path) -> tuple[Header, Ledger]:
     file = LocalFile(path)
     header = reader.read(file, beside=_beside(path))
     files = [file, *header.files]
-    for row in header.rows:
-        assert row.offset == NOWHERE or row.offset + row.nbytes <= files[row.file].size
-    ledger = Ledger(
-        source=Source(location=str(path), files=files),
-        format="onnx",
-        rows=header.rows,
-        aliases=header.aliases,
-        stated=header.stated,
-    )
-    assert ledger.total + ledger.buffers + sum(ledger.extras.values()) == ledger.stored + ledger.packed
-    return header, ledger
+    return header, graphs.weighed(header, path, "onnx", files)
 
 
 class _Convolutions(torch.nn.Module):

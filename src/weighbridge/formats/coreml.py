@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from weighbridge.formats import mil
 from weighbridge.formats.folder import Repository
+from weighbridge.formats.graph_notes import UNATTRIBUTED, graph_notes
 from weighbridge.formats.header import Header
 from weighbridge.formats.mil import BUFFER, OPERAND, PARAMETER, STATE, TABLE, Program, Use
 from weighbridge.formats.mil_values import Blob, missing
@@ -18,7 +19,6 @@ from weighbridge.formats.protobuf import BYTES, VARINT, Wire
 from weighbridge.ledger import DTYPES, NOWHERE, File, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Malformed, NotFound, Unknown
 
-UNATTRIBUTED = "constants_of_unknown_origin"
 _LARGEST_STATE = 64 << 10
 _PROGRAM = 502
 _OTHERS = {
@@ -131,7 +131,7 @@ def _header(
         metadata={"specification_version": specification},
         aliases=aliases,
         stated=Stated(kinds=kinds, roles=roles, elements=elements),
-        notes=list(_notes(rows, kinds)),
+        notes=list(graph_notes(rows, kinds, sparse=sum(kind == mil.MASK for kind in kinds.values()))),
         files=[found for _, found in opened.values()],
     )
 
@@ -202,16 +202,3 @@ def _role(name: str, use: Use | None) -> str:
         if role != "other":
             return role
     return (use.role if use is not None else None) or "other"
-
-
-def _notes(rows: list[Row], kinds: dict[str, str]) -> Iterator[str]:
-    apart = [row for row in rows if kinds.get(row.name) == UNATTRIBUTED]
-    if apart:
-        count = sum(numel(row.shape) for row in apart)
-        yield (
-            f"{count:,} values in {len(apart):,} constants are no parameters by any evidence, nor surely none "
-            f"(first: {apart[0].name[:100]!r}): they are counted apart"
-        )
-    sparse = sum(kind == mil.MASK for kind in kinds.values())
-    if sparse:
-        yield f"{sparse:,} tensors are sparse: their stored values are counted, not the zeros between"

@@ -10,10 +10,10 @@ Source: onnx 1.23 (IR version 14); torch 2.13 `torch.onnx.export`; onnxruntime 1
 from collections.abc import Callable, Iterator
 
 from weighbridge.formats import onnx_uses
+from weighbridge.formats.graph_notes import graph_notes
 from weighbridge.formats.header import Header
 from weighbridge.formats.onnx_graph import Model, parse
 from weighbridge.formats.onnx_judge import (
-    UNATTRIBUTED,
     Stating,
     Stored,
     folded_copies,
@@ -172,22 +172,16 @@ def _tied(listed: list[Stored], rows: list[Row], files: list[File], index: int) 
 
 
 def _notes(everything: list[Stored], rows: list[Row], kinds: dict[str, str], model: Model) -> Iterator[str]:
-    texts = sum(one.constant.dtype is None for one in everything)
-    if texts:
-        yield f"{texts:,} constants of text are left out"
-    apart = [row for row in rows if kinds.get(row.name) == UNATTRIBUTED]
-    if apart:
-        count = sum(numel(row.shape) for row in apart)
-        yield (
-            f"{count:,} values in {len(apart):,} constants are no parameters by any evidence, nor surely none "
-            f"(first: {apart[0].name!r}): the exporter folded them and dropped their names; they are counted apart"
-        )
+    yield from graph_notes(
+        rows,
+        kinds,
+        texts=sum(one.constant.dtype is None for one in everything),
+        sparse=len(model.graph.sparse),
+        reason="the exporter folded them and dropped their names; ",
+    )
     inside = [one.constant for one in everything if one.constant.dtype and one.constant.location is None]
     loose = sum(constant.offset == 0 and constant.nbytes > 0 for constant in inside)
     if loose:
         yield f"{loose:,} constants are stored number by number: their bytes are those of their type"
-    sparse = len(model.graph.sparse)
-    if sparse:
-        yield f"{sparse:,} tensors are sparse: their stored values are counted, not the zeros between"
     if model.trains:
         yield "the graphs for training that it also holds are not counted"

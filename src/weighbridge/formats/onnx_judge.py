@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from weighbridge.formats.graph_notes import UNATTRIBUTED
 from weighbridge.formats.onnx_graph import SIGNATURE, Graph
 from weighbridge.formats.onnx_tensor import Constant
 from weighbridge.formats.onnx_uses import BITS, BUFFER, FOREIGN, OPERAND, PARAMETER, TABLE, Use
 from weighbridge.ledger import numel, role_of
 from weighbridge.ledger.errors import Unknown
 
-UNATTRIBUTED = "constants_of_unknown_origin"
 INDICES = "sparse_indices"
 _STATED = re.compile(r"^\w+: (PARAMETER|BUFFER|CONSTANT_TENSOR) target='([^']*)'", re.MULTILINE)
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from weighbridge.formats.flatbuffers import Flat, Table
+from weighbridge.formats.graph_notes import UNATTRIBUTED, graph_notes
 from weighbridge.formats.header import Header
 from weighbridge.formats.tflite_graph import (
     BUFFER,
@@ -27,7 +28,6 @@ from weighbridge.formats.tflite_graph import (
 from weighbridge.ledger import DTYPES, DType, File, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Malformed, Truncated, Unknown
 
-UNATTRIBUTED = "constants_of_unknown_origin"
 _TYPES = {
     0: "F32", 1: "F16", 2: "I32", 3: "U8", 4: "I64", 6: "BOOL", 7: "I16", 8: "C64", 9: "I8", 10: "F64", 11: "C128",
     12: "U64", 15: "U32", 16: "U16", 17: "I4", 18: "BF16", 19: "I2", 20: "U4",
@@ -92,7 +92,7 @@ def read(file: File, *, index: int = 0) -> Header:
         metadata={"description": root.text(3, longest=1000), "version": root.number(0, "I")},
         aliases=aliases,
         stated=Stated(kinds=kinds, roles=roles, elements=elements),
-        notes=list(_notes(rows, kinds, texts, sparse)),
+        notes=list(graph_notes(rows, kinds, texts=texts, sparse=sparse)),
     )
 
 
@@ -189,17 +189,3 @@ def _role(name: str, use: Use | None, shape: tuple[int, ...]) -> str:
         return "attention"
     role = role_of(".".join([*parts[:-1], "weight"]), ()) if len(parts) > 1 else "other"
     return "other" if role == "conv" and len(shape) < 3 else role
-
-
-def _notes(rows: list[Row], kinds: dict[str, str], texts: int, sparse: int) -> Iterator[str]:
-    apart = [row for row in rows if kinds[row.name] == UNATTRIBUTED]
-    if apart:
-        count = sum(numel(row.shape) for row in apart)
-        yield (
-            f"{count:,} values in {len(apart):,} constants are no parameters by any evidence, nor surely none "
-            f"(first: {apart[0].name[:100]!r}): they are counted apart"
-        )
-    if texts:
-        yield f"{texts:,} constants of text are left out"
-    if sparse:
-        yield f"{sparse:,} tensors are sparse: their stored values are counted, not the zeros between"

@@ -112,15 +112,8 @@ def parse(text: str, name: str) -> Blueprint:
     Raises:
         Mistake: a line that is not in the language.
     """
-    lines = list(_lines(text, name))
     found = Blueprint(name=name)
-    at = 0
-    while at < len(lines):
-        number, indent, line = lines[at]
-        below = at + 1
-        while below < len(lines) and lines[below][1] > indent:
-            below += 1
-        body = lines[at + 1 : below]
+    for number, line, body in _blocks(list(_lines(text, name))):
         if line.startswith("use "):
             found.uses += [used.strip() for used in line.removeprefix("use ").split(",")]
         elif line.startswith("type "):
@@ -131,8 +124,19 @@ def parse(text: str, name: str) -> Blueprint:
             found.parts[part.name] = part
         else:
             raise Mistake(f"{name}:{number}: {line!r} is no use, type or part")
-        at = below
     return found
+
+
+def _blocks(lines: Sequence[_Line]) -> Iterator[tuple[int, str, Sequence[_Line]]]:
+    """(number, text, lines indented below it) of each line that is not below another."""
+    at = 0
+    while at < len(lines):
+        number, indent, line = lines[at]
+        below = at + 1
+        while below < len(lines) and lines[below][1] > indent:
+            below += 1
+        yield number, line, lines[at + 1 : below]
+        at = below
 
 
 def _lines(text: str, name: str) -> Iterator[_Line]:
@@ -204,13 +208,8 @@ def _expression(text: str, name: str, number: int) -> Expr:
 
 def _statements(lines: Sequence[_Line], name: str, *, in_type: bool = False) -> tuple[Statement, ...]:
     found: list[Statement] = []
-    at = 0
-    while at < len(lines):
-        number, indent, line = lines[at]
-        below = at + 1
-        while below < len(lines) and lines[below][1] > indent:
-            below += 1
-        body = _statements(lines[at + 1 : below], name, in_type=in_type)
+    for number, line, below in _blocks(lines):
+        body = _statements(below, name, in_type=in_type)
         try:
             if line == "else:" or line.startswith("elif "):
                 _otherwise(found, line, number, body, name)
@@ -220,7 +219,6 @@ def _statements(lines: Sequence[_Line], name: str, *, in_type: bool = False) -> 
                 found.append(_statement(line, number, body, name))
         except (AttributeError, ValueError, IndexError):
             raise Mistake(f"{name}:{number}: {line!r}") from None
-        at = below
     return tuple(found)
 
 

@@ -1,12 +1,14 @@
 """Models from their config.json alone, against real configs' published counts and against what transformers builds."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import re
 import subprocess
 import sys
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,7 +115,7 @@ def _compare(config: dict[str, Any], class_name: str) -> bool:
 
 
 # The first two are configs inside others that no class is built from alone. The others need timm, which needs
-# torchvision: they were compared with timm 1.0.31 when they were written (docs/benchmarks.md).
+# torchvision: benchmarks/timm_models.py recorded what they are.
 _NOT_HERE = {
     "sapiens2_head",
     "pp_chart2table_vision",
@@ -122,8 +124,19 @@ _NOT_HERE = {
     "fast_vlm",
     "perception_lm",
     "timm_wrapper",
+    "timm_backbone",
 }
+_OVER_TIMM = json.loads((ROOT / "tests/data/timm.json").read_text())["models"]
 _IN_TRANSFORMERS = [name for name in library.types() if name in bench().CONFIG_MAPPING and name not in _NOT_HERE]
+
+
+@pytest.mark.parametrize("row", _OVER_TIMM, ids=lambda row: f"{row['class']}-{row['parameters']}")
+def test_models_over_timm_equal_what_timm_built_when_it_was_recorded(row: dict[str, Any]) -> None:
+    built = blueprints.build(row["config"], model_type=row["config"]["model_type"], class_name=row["class"])
+    lines = [f"parameter {name} {list(shape)}" for name, shape in built.tensors.items()]
+    lines += [f"buffer {name} {list(shape)}" for name, (shape, _) in built.buffers.items()]
+    assert sum(map(prod, built.tensors.values())) == row["parameters"]
+    assert hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() == row["digest"]
 
 
 @pytest.mark.parametrize("model_type", _IN_TRANSFORMERS)

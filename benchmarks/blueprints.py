@@ -248,14 +248,16 @@ class Drawer:
 
 
 def reference(config: dict[str, Any], model_type: str, class_name: str) -> tuple[Any, dict[str, Any]]:
-    """(parameters, kept buffers, all names) of the model that transformers builds."""
+    """(parameters, kept buffers, all names, those not trained) of the model that transformers builds."""
     made = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config))
     with torch.device("meta"):
         model = class_called(class_name, model_type)._from_config(made)
     kept = model.state_dict(keep_vars=True)
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers() if name in kept}
-    return model, {"parameters": parameters, "buffers": buffers, "names": set(kept) | set(parameters)}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    names = set(kept) | set(parameters)
+    return model, {"parameters": parameters, "buffers": buffers, "names": names, "frozen": frozen}
 
 
 def difference(built: Built, truth: dict[str, Any]) -> str:
@@ -276,6 +278,10 @@ def difference(built: Built, truth: dict[str, Any]) -> str:
     names = set(mine) | set(buffers) | set(built.ties)
     if names != truth["names"] and not said:
         said.append(f"names differ: {sorted(names ^ truth['names'])[:4]}")
+    below = tuple(f"{name}." for name in built.frozen)
+    frozen = {name for name in mine if name in built.frozen or name.startswith(below)}
+    if frozen != truth["frozen"] and not said:
+        said.append(f"frozen differ: {sorted(frozen ^ truth['frozen'])[:4]}")
     return "; ".join(said)
 
 

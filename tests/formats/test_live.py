@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import tiny
 import torch
 import transformers as tf
 from torch import nn
@@ -52,6 +53,16 @@ def test_what_is_frozen_is_not_trainable_and_one_line_says_so() -> None:
     report = weighbridge.show(net)
     assert report.to_dict()["parameters"]["trainable"] == 22  # type: ignore[index]
     assert report.summary == "132 parameters, 22 trainable (16.67%)"
+
+
+def test_a_class_freezes_some_of_its_tensors_and_its_owner_may_thaw_them() -> None:
+    model = tiny.build("whisper")
+    frozen = model.get_encoder().embed_positions.weight.numel()
+    assert frozen
+    assert shown(model)["parameters"]["trainable"] == tiny.counted(model) - frozen
+    assert shown(model.config)["parameters"]["trainable"] == tiny.counted(model) - frozen
+    model.requires_grad_(True)
+    assert shown(model)["parameters"]["trainable"] == tiny.counted(model)
 
 
 def test_tied_weights_count_once() -> None:

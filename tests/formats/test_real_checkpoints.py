@@ -17,6 +17,7 @@ def test_a_saved_model_counts_as_torch_counts_it(name: str, tmp_path: Path) -> N
     ledger = open_model(str(tmp_path))
     assert ledger.total == tiny.counted(model)
     assert ledger.buffers == tiny.saved_buffers(model)
+    assert ledger.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert not ledger.extras
     assert ledger.by_role().get("other", 0) < 0.005 * ledger.total
 

@@ -82,10 +82,11 @@ def from_config(config: Mapping[str, object], *, built: "Built | None" = None) -
             values[field] = defaults[field]
     mixers: tuple[Mixer, ...] = ()
     routers: tuple[Router, ...] = ()
+    frozen: tuple[str, ...] = ()
     if built is not None:
         from weighbridge.formats.mixing import mixers_of, routers_of
 
-        mixers, routers = mixers_of(built), routers_of(built)
+        mixers, routers, frozen = mixers_of(built), routers_of(built), tuple(built.frozen)
         _fill(values, built, mixers)
     if _first(views, ("zero_expert_num",), "zero_experts"):
         values["experts_per_token"] = None  # some picks are of experts that compute nothing: it varies by token
@@ -98,6 +99,7 @@ def from_config(config: Mapping[str, object], *, built: "Built | None" = None) -
         tied_embeddings=tied,
         mixers=mixers,
         routers=routers,
+        frozen=frozen,
         **values,
         **_quantization(config, views),
     )

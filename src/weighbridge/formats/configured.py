@@ -59,7 +59,7 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
             "by": f"transformers {found.transformers} on the meta device",
             "why": uncovered.what,
         }
-        architecture = configs.from_config(config)
+        architecture = replace(configs.from_config(config), frozen=found.frozen)
     element, said = _dtype(config)
     notes += said
     if not _stated_class(config):

@@ -5,6 +5,7 @@ An object is recognized by the libraries that its owner has already imported: no
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from weighbridge.formats import config as configs
@@ -108,7 +109,8 @@ def _architecture(thing: Any) -> Architecture:
     if isinstance(getattr(config, "model_type", None), str) and hasattr(config, "to_dict"):
         stated = _plain(config.to_dict())
         stated["architectures"] = stated.get("architectures") or [type(thing).__name__]
-        return configs.described(stated)
+        # What is trained, the module itself says.
+        return replace(configs.described(stated), frozen=())
     return Architecture()
 
 

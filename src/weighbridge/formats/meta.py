@@ -27,6 +27,7 @@ class Found:
     tensors: Mapping[str, tuple[int, ...]]
     buffers: Mapping[str, tuple[tuple[int, ...], str | None]]
     ties: Mapping[str, str]
+    frozen: tuple[str, ...]
 
 
 def build(config: Mapping[str, object], *, why: Unknown) -> Found:
@@ -64,6 +65,7 @@ def build(config: Mapping[str, object], *, why: Unknown) -> Found:
         tensors={name: tuple(shape) for name, shape in answer["tensors"]},
         buffers={name: (tuple(shape), dtype) for name, shape, dtype in answer["buffers"]},
         ties=answer["ties"],
+        frozen=tuple(answer["frozen"]),
     )
 
 

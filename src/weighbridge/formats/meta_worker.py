@@ -50,6 +50,7 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
         "transformers": version,
         "tensors": [(name, list(tensor.shape)) for name, tensor in tensors.items()],
         "buffers": [(n, list(b.shape), _NAMES[str(b.dtype).removeprefix("torch.")]) for n, b in buffers.items()],
+        "frozen": [name for name, tensor in tensors.items() if not tensor.requires_grad],
         "ties": {name: names[id(tensor)] for name, tensor in kept.items() if names.get(id(tensor), name) != name},
     }
 

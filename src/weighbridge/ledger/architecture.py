@@ -81,6 +81,7 @@ class Architecture:
     tied_embeddings: bool | None = None
     mixers: tuple[Mixer, ...] = ()  # layer by layer; empty where nobody knows them
     routers: tuple[Router, ...] = ()
+    frozen: tuple[str, ...] = ()  # tensors, and modules with all below, that the model class keeps from training
     quantization: str | None = None  # method: "gptq", "fp8", "modelopt", "mlx", ...
     quantization_bits: int | None = None
     quantization_group: int | None = None  # elements that share one scale
@@ -104,7 +105,7 @@ def _known(record: object) -> dict[str, object]:
         value = getattr(record, field.name)
         if isinstance(value, tuple):
             value = [part.to_dict() if isinstance(part, (Mixer, Router)) else part for part in value]
-            if not value and field.name in ("mixers", "routers"):
+            if not value and field.name in ("mixers", "routers", "frozen"):
                 continue
         if value is not None:
             found[field.name] = value

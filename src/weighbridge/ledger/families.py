@@ -155,6 +155,7 @@ def judge(
         Unknown: packed weights whose number of elements cannot be told.
 
     """
+    stated = stated.freezing(rows.names, architecture.frozen)
     groups = group(rows, architecture, stated)
     if len(groups) > _MOST_FAMILIES:
         raise Refused(f"{len(groups):,} kinds of tensors, more than any model has", fix="do not trust this file")

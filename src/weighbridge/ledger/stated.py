@@ -1,7 +1,7 @@
 """What a format itself says of its tensors, which needs no judging by name."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,14 @@ class Stated:
         frozen = True if name in self.frozen else False if name in self.trained else None
         kind = self.kinds.get(name, "parameter" if self.complete else None)
         return kind, self.roles.get(name), self.elements.get(name), frozen
+
+    def freezing(self, names: Iterable[str], frozen: tuple[str, ...]) -> "Stated":
+        """The same, and that training leaves alone whatever is called like one of `frozen` or lies below it."""
+        if not frozen:
+            return self
+        below = tuple(f"{name}." for name in frozen)
+        found = frozenset(name for name in names if name in frozen or name.startswith(below))
+        return replace(self, frozen=found.union(self.frozen))
 
     @classmethod
     def joined(cls, parts: "Iterable[Stated]") -> "Stated":

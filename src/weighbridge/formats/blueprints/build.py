@@ -34,6 +34,7 @@ class Built:
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     buffers: dict[str, tuple[tuple[int, ...], str | None]] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
+    frozen: list[str] = field(default_factory=list)  # tensors, and modules with all below, that are not trained
     mixers: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)  # (layer, kind, facts)
     routers: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     forms: dict[str, list[str]] = field(default_factory=dict)  # shapes in the config's terms, where asked for
@@ -294,6 +295,9 @@ class _Builder:
         original = prefix + self._name(str(statement.dtype), scope)
         if copy != original:
             self.built.ties[copy] = original
+
+    def _freeze(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
+        self.built.frozen.append(prefix + self._name(statement.name, scope))
 
     def _attends(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         assert statement.call is not None

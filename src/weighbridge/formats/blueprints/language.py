@@ -45,7 +45,7 @@ class Call:
 class Statement:
     """One line of a blueprint with what is indented below it.
 
-    `kind` is one of: tensor, buffer, module, include, loop, if, let, set, require, tie, attends, routes, sub, alias.
+    `kind` is one of: tensor, buffer, module, include, loop, if, let, set, require, tie, freeze, attends, routes, sub, alias.
     """
 
     kind: str
@@ -103,7 +103,7 @@ _CALL = re.compile(r"(?P<part>[\w.]+)\s*\((?P<arguments>.*)\)(?:\s*@\s*(?P<confi
 _TYPE = re.compile(
     r"type (?P<names>[\w\-., ]+?) as (?P<prefixes>[\w, ]+?)(?: base (?P<base>\w+))?(?: usual (?P<usual>\w+))?:?"
 )
-_KEYWORDS = {"let", "require", "tie", "attends", "routes", "include", "buffer", "sub", "class", "for", "if"}
+_KEYWORDS = {"let", "require", "tie", "freeze", "attends", "routes", "include", "buffer", "sub", "class", "for", "if"}
 
 
 def parse(text: str, name: str) -> Blueprint:
@@ -271,6 +271,8 @@ def _statement(line: str, number: int, body: tuple[Statement, ...], name: str) -
     if word == "tie":
         copy, _, original = rest.partition(" to ")
         return Statement(kind="tie", line=number, name=copy.strip(), dtype=original.strip(), when=when)
+    if word == "freeze":
+        return Statement(kind="freeze", line=number, name=rest.strip(), when=when)
     if word in ("attends", "routes"):
         call = _call(rest if word == "attends" else f"routes{rest}", expr)
         return Statement(kind=word, line=number, call=call, when=when)

@@ -38,14 +38,14 @@ class Family:
         return self._wanted[key]
 
     def _tells(self, statement: Statement, inner: Callable[[Statement], bool]) -> bool:
-        if statement.kind in ("attends", "routes"):
+        if statement.kind in ("attends", "routes", "freeze"):
             return True
         if statement.call is not None and self._part_tells(statement.call.part):
             return True
         return any(map(inner, (*statement.body, *statement.otherwise)))
 
     def _part_tells(self, name: str) -> bool:
-        """Whether a part says how tokens are mixed or routed. A model of another type, or a part within itself, may."""
+        """Whether a part tells facts. A model of another type, or a part within itself, may."""
         part = self.part(name)
         if name not in self._telling:
             self._telling[name] = True

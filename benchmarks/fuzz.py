@@ -106,6 +106,8 @@ TARGETS = {
     "npz": "model.npz",
     "skops": "model.skops",
     "xgboost": "model.ubj",
+    "orbax-manifest": "manifest.ocdbt",
+    "orbax-node": "d/*",
 }
 
 
@@ -117,6 +119,7 @@ def _made_elsewhere(place: Path) -> None:
     import h5py
     import numpy as np
     import skops.io
+    import tensorstore
     import xgboost
     from flax import serialization
     from onnx import helper, numpy_helper
@@ -141,6 +144,15 @@ def _made_elsewhere(place: Path) -> None:
     skops.io.dump(fitted, place / "skops/model.skops")
     xgboost.train({}, xgboost.DMatrix(values, values[:, 0]), 3).save_model(place / "xgboost/model.ubj")
 
+    described = {"zarr_format": 2, "dtype": "<f4", "chunks": [4, 6]}
+    for name in ("orbax-manifest", "orbax-node"):
+        # Not compressed, or few changes would come through.
+        store = {"driver": "ocdbt", "base": f"file://{place / name}/"}
+        store["config"] = {"compression": None, "max_decoded_node_bytes": 400, "max_inline_value_bytes": 1000}
+        with tensorstore.Transaction() as transaction:
+            database = tensorstore.KvStore.open(store).result().with_transaction(transaction)
+            for at in range(12):
+                database.write(f"params.{at}/.zarray", json.dumps(described | {"shape": [at, 6]})).result()
     (place / "onnx").mkdir()
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
     weights = [
@@ -239,7 +251,7 @@ def fuzz(
     # What no blueprint knows would go to transformers, in a process of its own that takes seconds.
     sys.modules["transformers"] = None  # type: ignore[assignment]
     draw = random.Random(f"{seed}-{name}")
-    target = folder / TARGETS[name]
+    target = next(folder.glob(TARGETS[name]))
     raw = target.read_bytes()
     outcomes: collections.Counter[str] = collections.Counter()
     slowest, bad, memory = 0.0, 0, 0

@@ -11,6 +11,7 @@ import pytest
 from flax import serialization
 
 import weighbridge
+from weighbridge.formats.models import open_model
 from weighbridge.ledger.errors import WeighError
 
 
@@ -81,21 +82,21 @@ def test_broken_files_are_refused(variables: Any, tmp_path: Path) -> None:
             assert "\n" not in str(refusal)
 
 
-def test_an_array_in_chunks_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_array_in_chunks_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1 << 10)
     path = tmp_path / "large.msgpack"
-    path.write_bytes(serialization.to_bytes({"w": jnp.zeros((64, 64))}))
-    with pytest.raises(WeighError, match="chunks"):
-        weighbridge.show(path)
-
-
-def test_an_orbax_checkpoint_is_refused_with_the_way_round(variables: Any, tmp_path: Path) -> None:
-    from orbax import checkpoint
-
-    with checkpoint.StandardCheckpointer() as saver:
-        saver.save(tmp_path / "step", variables)
-    with pytest.raises(WeighError, match="restore it with Orbax"):
-        weighbridge.show(tmp_path / "step")
-    with checkpoint.StandardCheckpointer() as saver:
-        restored = saver.restore(tmp_path / "step", variables)
-    assert weighbridge.show(restored).data["parameters"]["total"] == _count(variables["params"])
+    tree = {"params": {"w": jnp.zeros((64, 65)), "small": jnp.ones(3)}, "batch_stats": {"m": jnp.ones((9, 99))}}
+    path.write_bytes(serialization.to_bytes(tree))
+    ledger = open_model(str(path))
+    assert {row.name: row.shape for row in ledger.rows} == {
+        "params.w": (64, 65),
+        "params.small": (3,),
+        "batch_stats.m": (9, 99),
+    }
+    assert (ledger.total, ledger.buffers, ledger.nbytes) == (64 * 65 + 3, 9 * 99, 4 * (64 * 65 + 3 + 9 * 99))
+    whole = path.read_bytes()
+    wrong = whole.replace(b"\xa10\x40\xa11\x41", b"\xa10\x41\xa11\x41")
+    assert wrong != whole
+    path.write_bytes(wrong)
+    with pytest.raises(WeighError, match=r"chunks of params\.w do not make a shape"):
+        open_model(str(path))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from weighbridge.formats import safetensors
-from weighbridge.formats.candidates import TORCH
+from weighbridge.formats.candidates import TORCH, candidates
 from weighbridge.formats.folder import Repository
 from weighbridge.formats.header import Header
 from weighbridge.ledger import File
@@ -36,21 +36,23 @@ _FOLDERS = {
 }
 
 
+_ORBAX = frozenset({"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"})
+
+
 def folder_reader(repository: Repository) -> tuple[Callable[..., Header], str] | None:
     """(reader, format) of a folder that is one model as a whole; None for a folder of files that are.
 
     Raises:
-        Refused: a folder whose format is known and cannot be read.
+        Refused: a folder of several such models.
     """
-    if "manifest.ocdbt" in repository.files:
-        raise Refused(
-            "an Orbax checkpoint: its arrays' types and shapes lie in a compressed database, which is not read",
-            fix="restore it with Orbax, and weighbridge.show(tree)",
-        )
     for name, (module, format) in _FOLDERS.items():
         if name in repository.files:
             return _reader(module, "read_folder"), format
-    return None
+    if _ORBAX.isdisjoint(name.rpartition("/")[2] for name in repository.files) or candidates(repository.files):
+        return None
+    if import_module("weighbridge.formats.orbax").place_of(repository) is None:
+        return None
+    return _reader("orbax", "read_folder"), "orbax"
 
 
 def read_header(file: File, index: int, beside: Beside | None = None) -> Header:

@@ -4,17 +4,18 @@ Source: MessagePack specification; `flax.serialization` 0.12: an array is extens
 bytes]; one larger than 1 GB is a map of chunks.
 """
 
+from math import prod
 from struct import error as StructError
 from struct import unpack
 
 from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
 from weighbridge.formats.pytree import kind_of_leaf, role_of_leaf
-from weighbridge.ledger import File, Row, Stated, numel
+from weighbridge.ledger import NOWHERE, DType, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, Truncated, Unknown
 
 _ARRAY, _SCALAR = 1, 3
-_CHUNKED = "__msgpack_chunked_array__"
+_CHUNKED, _TRUE = "__msgpack_chunked_array__", 0xC3
 _MOST_ARRAYS = 200_000
 _MOST_VALUES = 2_000_000
 _DEEPEST = 64
@@ -29,7 +30,7 @@ def read(file: File, *, index: int = 0) -> Header:
     Raises:
         Malformed: not such a file.
         Truncated: it ends before its arrays do.
-        Unknown: an array in chunks, or of a type that is not known.
+        Unknown: a type that is not known.
     """
     walk = _Walk(file, index)
     try:
@@ -82,8 +83,12 @@ class _Walk:
         mark = self.take(1)[0]
         if 0x80 <= mark <= 0x8F or mark in (0xDE, 0xDF):
             count = mark & 15 if mark <= 0x8F else self.number(*(("H", 2) if mark == 0xDE else ("I", 4)))
-            for _ in range(count):
-                self.value((*path, self.name()), depth + 1)
+            for at in range(count):
+                name = self.name()
+                if name == _CHUNKED and at == 0:
+                    self.chunked(path, depth)
+                    break
+                self.value((*path, name), depth + 1)
             return True
         if top:
             return False
@@ -117,10 +122,29 @@ class _Walk:
             raise Malformed(f"{self._file.name} has a key that is no text")
         if length > _LONGEST_NAME:
             raise Malformed(f"{self._file.name} has a key of {length:,} bytes")
-        name = self.take(length).decode()
-        if name == _CHUNKED:
-            raise Unknown(f"{self._file.name} holds an array in chunks", fix="save it as safetensors")
-        return name
+        return self.take(length).decode()
+
+    def chunked(self, path: tuple[str, ...], depth: int) -> None:
+        """An array of more than 1 GB, as a map: a mark, its shape, its values as several arrays of one dimension."""
+        name = ".".join(path)
+        shape = []
+        if self.take(1)[0] != _TRUE or self.name() != "shape":
+            raise Malformed(f"{self._file.name}: {name} is cut in chunks, but not as Flax does")
+        for at in range(self.take(1)[0] & 15):
+            if self.name() != str(at):
+                raise Malformed(f"{self._file.name}: {name} has no shape")
+            shape.append(self.size())
+        first = len(self.rows)
+        if self.name() != "chunks" or not self.value((*path, "chunks"), depth + 1):
+            raise Malformed(f"{self._file.name}: {name} is cut in chunks, but not as Flax does")
+        chunks, self.rows = self.rows[first:], self.rows[:first]
+        for chunk in chunks:
+            del self.kinds[chunk.name]
+            self.roles.pop(chunk.name, None)
+        if len({chunk.dtype for chunk in chunks}) != 1 or sum(numel(chunk.shape) for chunk in chunks) != prod(shape):
+            raise Malformed(f"{self._file.name}: the chunks of {name} do not make a shape of {shape}")
+        # What is told of them stands between the chunks: the values lie nowhere in one piece.
+        self.add(path, chunks[0].dtype, tuple(shape), NOWHERE)
 
     def extension(self, path: tuple[str, ...], kind: int, length: int) -> None:
         end = self.at + length
@@ -149,9 +173,14 @@ class _Walk:
         length = self.number(*_LENGTHS[mark - 0xC4])
         if length != dtype.nbytes(numel(shape)) or self.at + length != end:
             raise Malformed(f"{self._file.name}: {name} has {length:,} bytes for a shape of {list(shape)}")
+        self.add(path, dtype, shape, self.at)
+
+    def add(self, path: tuple[str, ...], dtype: DType, shape: tuple[int, ...], offset: int) -> None:
+        """Takes an array into the ledger."""
+        name = ".".join(path)
         if name in self.kinds:
             raise Malformed(f"{self._file.name} holds {name} twice")
-        self.rows.append(Row(name, dtype, shape, self._index, self.at, length))
+        self.rows.append(Row(name, dtype, shape, self._index, offset, dtype.nbytes(numel(shape))))
         self.kinds[name] = kind_of_leaf(path, dtype)
         role = role_of_leaf(name, shape)
         if role is not None:

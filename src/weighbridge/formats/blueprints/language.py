@@ -45,7 +45,8 @@ class Call:
 class Statement:
     """One line of a blueprint with what is indented below it.
 
-    `kind` is one of: tensor, buffer, module, include, loop, if, let, set, require, tie, freeze, attends, routes, sub, alias.
+    `kind` is one of: tensor, buffer, module, include, loop, if, let, set, require, tie, freeze, attends, routes, sub,
+    alias.
     """
 
     kind: str

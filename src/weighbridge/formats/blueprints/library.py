@@ -5,12 +5,12 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 
-from weighbridge.formats.blueprints.language import Blueprint, Part, Statement, Type, parse
+from weighbridge.formats.blueprints.language import Blueprint, Part, Statement, parse
 
 FOLDER = Path(__file__).parent / "families"
 STANDARD = "standard"  # the parts that every family may use
 _NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
-_TYPES = re.compile(r"^type (.+?) as ", re.MULTILINE)
+_TYPES = re.compile(r"^type (.+?) as ([\w, ]+?)(?: base \w+)?(?: usual \w+)?:?$", re.MULTILINE)
 
 
 class Family:
@@ -132,19 +132,24 @@ def _named(model_type: str) -> str | None:
 
 
 def _types_in(name: str) -> list[str]:
-    return [kind.strip() for names in _TYPES.findall(_text(name)) for kind in names.split(",")]
+    return [kind.strip() for kinds, _ in _TYPES.findall(_text(name)) for kind in kinds.split(",")]
 
 
 def type_of_class(class_name: str) -> str | None:
     """The model type whose classes are called like that: one whose usual class it is, else the longest prefix."""
     found = []
-    for kind in _kinds():
-        family = family_of(kind.name) if class_name.startswith(kind.prefix) else None
-        if family is not None and family.class_part(kind.name, class_name)[1] is not None:
-            found.append((family.class_part(kind.name, None)[0] != class_name, -len(kind.prefix), kind.name))
+    for name in dict.fromkeys(_files().values()):
+        if not _may_have(name, class_name):
+            continue
+        family = Family(_parsed(name))
+        for kind in family.types.values():
+            if class_name.startswith(kind.prefix) and family.class_part(kind.name, class_name)[1] is not None:
+                found.append((family.class_part(kind.name, None)[0] != class_name, -len(kind.prefix), kind.name))
     # Of several types alike in both, the first by file: the family's own.
     return min(found, key=lambda one: one[:2])[2] if found else None
 
 
-def _kinds() -> list[Type]:
-    return [kind for name in dict.fromkeys(_files().values()) for kind in _parsed(name).types.values()]
+def _may_have(name: str, class_name: str) -> bool:
+    """Whether a file has a prefix of that class, from its `type` lines alone: parsing all files takes long."""
+    prefixes = [prefix.strip() for _, listed in _TYPES.findall(_text(name)) for prefix in listed.split(",")]
+    return any(map(class_name.startswith, prefixes))

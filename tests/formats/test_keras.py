@@ -15,6 +15,7 @@ os.environ["KERAS_BACKEND"] = "torch"
 import keras
 
 L = keras.layers
+INT4 = keras.quantizers.Int4QuantizationConfig
 
 
 def _convolutions() -> Any:
@@ -140,12 +141,33 @@ def test_what_nobody_tells_is_refused(tmp_path: Path) -> None:
     assert (said["parameters"]["total"], said["buffers"]["total"]) == (0, 10)
 
 
-def test_quantized_layers_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["int8", "int4", "float8", INT4(block_size=-1)], ids=str)
+def test_quantized_layers_count_as_what_they_stand_for(how: Any, tmp_path: Path) -> None:
+    layers = [L.Dense(9), L.Reshape((3, 3)), L.EinsumDense("abc,cd->abd", (3, 5), bias_axes="d"), L.Flatten()]
+    nets = [keras.Sequential([keras.Input((7,)), *layers, L.Dense(3, use_bias=False)])]
+    if isinstance(how, str):  # nothing tells how long an embedding's row is when int4 has no groups
+        nets.append(keras.Sequential([keras.Input((4,)), L.Embedding(20, 7)]))
+    for model in nets:
+        plain = model.count_params()
+        model.quantize(*((how,) if isinstance(how, str) else (None, how)))
+        model.save(tmp_path / "model.keras")
+        for thing in (tmp_path / "model.keras", model):
+            said = weighbridge.show(thing).data
+            assert said["parameters"]["total"] == plain
+            assert said["stored"]["elements"] == model.count_params()
+
+
+def test_what_does_not_tell_its_quantization_is_refused(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((8,)), L.Dense(8)])
     model.quantize("int8")
-    model.save(tmp_path / "model.keras")
-    for thing in (tmp_path / "model.keras", model):
-        with pytest.raises(WeighError, match="quantized"):
+    model.save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(WeighError, match="quantized"):
+        weighbridge.show(tmp_path / "model.weights.h5")
+    table = keras.Sequential([keras.Input((4,)), L.Embedding(20, 7)])
+    table.quantize(None, INT4(block_size=-1))
+    table.save(tmp_path / "table.keras")
+    for thing in (tmp_path / "table.keras", table):
+        with pytest.raises(WeighError, match="cannot be told"):
             weighbridge.show(thing)
 
 

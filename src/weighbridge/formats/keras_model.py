@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from weighbridge.formats import keras_quantized
 from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
 from weighbridge.formats.keras_file import CLASSES, snake
@@ -15,17 +16,20 @@ def header_of(model: Any) -> Header:
     A layer whose `trainable` is False has frozen parameters; moving statistics and seeds are buffers.
 
     Raises:
-        Unknown: not built yet, quantized, or of a type that is not known.
+        Unknown: not built yet, quantized in a way or of a type that is not known.
     """
     found = _Found()
     roles: dict[int, str] = {}
     for layer in model._flatten_layers():
-        if getattr(layer, "quantization_mode", None) is not None:
-            raise Unknown(f"{layer.path} is a quantized layer", fix="show the model before it is quantized")
-        role = CLASSES.get(snake(type(layer).__name__), (None,))[0]
+        title = snake(type(layer).__name__)
+        role = CLASSES.get(title, (None,))[0]
         if role == "attention":
             roles |= {id(part): role for part in layer._flatten_layers()}
         role = roles.get(id(layer), role)
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            found.quantized(layer, title, mode, role)
+            continue
         for variable in layer._trainable_variables:
             found.add(variable, "parameter", role)
         for variable in layer._non_trainable_variables:
@@ -36,7 +40,7 @@ def header_of(model: Any) -> Header:
         raise Unknown(f"{type(model).__name__} has no variables yet", fix="build it, or call it on a batch, first")
     return Header(
         rows=list(found.rows.values()),
-        stated=Stated(kinds=found.kinds, roles=found.roles, frozen=frozenset(found.frozen)),
+        stated=Stated(kinds=found.kinds, roles=found.roles, elements=found.elements, frozen=frozenset(found.frozen)),
     )
 
 
@@ -45,15 +49,29 @@ class _Found:
         self.rows: dict[int, Row] = {}
         self.kinds: dict[str, str] = {}
         self.roles: dict[str, str] = {}
+        self.elements: dict[str, int] = {}
         self.frozen: set[str] = set()
 
-    def add(self, variable: Any, kind: str, role: str | None) -> None:
+    def quantized(self, layer: Any, title: str, mode: str, role: str | None) -> None:
+        """Takes the variables of a quantized layer: its codes count as the values that they stand for."""
+        own = {variable.name: variable for variable in layer._trainable_variables + layer._non_trainable_variables}
+        if set(keras_quantized.variables(title, mode, len(own)) or ()) != set(own):
+            raise Unknown(f"{layer.path} is quantized to {mode} in a way that is not known")
+        shapes = {name: tuple(map(int, variable.shape)) for name, variable in own.items()}
+        for name, variable in own.items():
+            extra = keras_quantized.extra_of(name)
+            elements = keras_quantized.elements(mode, shapes[name], shapes) if name in keras_quantized.CODES else None
+            if name in keras_quantized.CODES and elements is None:
+                raise Unknown(f"how many values the codes of {variable.path} stand for cannot be told")
+            self.add(variable, extra or "parameter", None if extra else role, elements=elements)
+
+    def add(self, variable: Any, kind: str, role: str | None, *, elements: int | None = None) -> None:
         """Takes a variable, once however many layers share it."""
         if id(variable) in self.rows:
             return
         dtype = dtype_named(str(variable.dtype))
-        if dtype is None or dtype.name in ("I8", "U8"):
-            raise Unknown(f"{variable.path} is of type {variable.dtype}: a quantized layer is not counted")
+        if dtype is None:
+            raise Unknown(f"{variable.path} is of type {variable.dtype}, which is not known")
         name = variable.path
         if name in self.kinds:
             name = f"{name}#{len(self.rows)}"
@@ -62,5 +80,7 @@ class _Found:
         self.kinds[name] = kind
         if role is not None:
             self.roles[name] = role
+        if elements is not None:
+            self.elements[name] = elements
         if kind == "parameter" and not variable.trainable:
             self.frozen.add(name)

@@ -292,7 +292,7 @@ def _signature(parts: _Parts, architecture: Architecture) -> Signature:
 
 def _notes(parts: _Parts) -> list[str]:
     notes = []
-    if parts.choice.kind != "gguf" and not parts.config:
+    if parts.choice.kind in ("safetensors", "torch", "adapter") and not parts.config:
         notes.append("no config.json beside it: ties and experts are judged from names alone")
     adapters = len(getattr(parts.repository, "adapters", ()))
     if adapters:

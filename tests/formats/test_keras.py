@@ -141,7 +141,11 @@ def test_what_nobody_tells_is_refused(tmp_path: Path) -> None:
     assert (said["parameters"]["total"], said["buffers"]["total"]) == (0, 10)
 
 
-@pytest.mark.parametrize("how", ["int8", "int4", "float8", INT4(block_size=-1)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    ["int8", "int4", "float8", INT4(block_size=-1)],
+    ids=lambda how: how if isinstance(how, str) else "int4-per-channel",
+)
 def test_quantized_layers_count_as_what_they_stand_for(how: Any, tmp_path: Path) -> None:
     layers = [L.Dense(9), L.Reshape((3, 3)), L.EinsumDense("abc,cd->abd", (3, 5), bias_axes="d"), L.Flatten()]
     nets = [keras.Sequential([keras.Input((7,)), *layers, L.Dense(3, use_bias=False)])]

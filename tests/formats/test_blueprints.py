@@ -395,6 +395,11 @@ def test_a_model_of_layers_with_different_numbers_of_experts_has_an_active_count
         ({"vocab_size": 10**30}, "vocab_size"),
         ({"vocab_size": {"a": 1}}, "vocab_size"),
         ({"head_dim": [64]}, "head_dim"),
+        ({"head_dim": -1}, "head_dim is -1$"),
+        ({"num_key_value_heads": -3}, "num_key_value_heads is -3$"),
+        ({"model_type": "mixtral", "num_local_experts": -1}, "num_local_experts is -1$"),
+        ({"model_type": "qwen3", "layer_types": []}, r"layer_types is \[\]"),
+        ({"model_type": "deepseek_v3", "n_shared_experts": -1}, "n_shared_experts is -1$"),
         ({"torch_dtype": "float7"}, "torch_dtype"),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),
         ({"model_type": ["llama"]}, "model_type"),
@@ -482,6 +487,46 @@ def test_settings_must_be_fields() -> None:
         configured.with_settings({"hidden_size": 5}, {"hidden_size.x": 1})
     with pytest.raises(Unknown, match="llama"):
         configured.of_arch("lama")
+
+
+@pytest.mark.parametrize(
+    ("arch", "path", "meant"),
+    [
+        ("qwen3", "num_hiden_layers", "num_hidden_layers"),
+        ("qwen3", "layers", "num_hidden_layers"),
+        ("gpt2", "n_layers", "n_layer"),
+        ("llava", "text_config.hiden_size", "hidden_size"),
+        ("llava", "vision_tower", "vision"),
+    ],
+)
+def test_a_slip_in_the_name_of_a_set_field_is_refused_with_what_was_meant(arch: str, path: str, meant: str) -> None:
+    with pytest.raises(Refused, match=f"--set {path}: .* no such field; did you mean .*{meant}"):
+        weighbridge.show(arch=arch, settings={path: 3})
+
+
+@pytest.mark.parametrize(
+    ("arch", "path", "value"),
+    [
+        ("gpt2", "n_layer", 3),
+        ("gpt2", "num_hidden_layers", 3),
+        ("qwen3", "attention_dropout", 0.1),
+        ("qwen3", "rope_theta", 5),
+        ("qwen3", "num_labels", 7),
+        ("qwen3", "torch_dtype", "float16"),
+        ("llama", "rope_scaling.factor", 2.0),
+        ("detr", "backbone", "resnet18"),
+        ("qwen2_vl", "hidden_size", 1024),
+    ],
+)
+def test_every_field_that_a_config_may_have_can_be_set(arch: str, path: str, value: Any) -> None:
+    assert weighbridge.show(arch=arch, settings={path: value}).data["parameters"]["total"]
+
+
+def test_a_field_that_the_config_states_can_be_set_whoever_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "made_by": {"team": 1}}))
+    assert weighbridge.show(tmp_path, settings={"made_by.team": 2}).data["parameters"]["total"]
+    with pytest.raises(Refused, match="no such field"):
+        weighbridge.show(tmp_path, settings={"made_at": 2})
 
 
 # The language --------------------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """A ledger from a config.json alone: by the blueprint of its family, else by transformers on PyTorch's meta device."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 
 from weighbridge.formats import config as configs
 from weighbridge.formats import naming
-from weighbridge.formats.blueprints import NotCovered, build, family_of, type_of_class, types
+from weighbridge.formats.blueprints import NotCovered, Settings, build, family_of, type_of_class, types
 from weighbridge.formats.closed_form import closed_form
 from weighbridge.ledger import DTYPES, DType, Kind, Ledger, Rows, Source, Stated, kind_of
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Unknown
@@ -23,13 +23,18 @@ _DTYPES = {
     "float8_e5m2": "F8_E5M2",
 }
 _BUFFER_DTYPE = "F32"
+_ANYWHERE = ("torch_dtype", "quantization_config", "auto_map")  # fields that no class declares
 _LARGEST = 1 << 62
 
 
-def ledger_of(config: Mapping[str, object], *, location: str, name: str, version: str | None = None) -> Ledger:
-    """The model that a config describes, with every tensor's name and shape, though it has no values.
+def ledger_of(
+    config: Mapping[str, object], *, location: str, name: str, version: str | None = None, asked: Iterable[str] = ()
+) -> Ledger:
+    """The model that a config describes, with every tensor's name and shape, though it has no values. `asked` are
+    paths of fields that someone set: they should be fields that there are.
 
     Raises:
+        Refused: a field that was set, and that the config's class does not have.
         Malformed: a field that is missing, of the wrong kind, or contradicts another, with its name.
         Unknown: a model type, class or choice that no blueprint knows, and transformers is not there or does not know.
     """
@@ -45,6 +50,8 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
         if model_type is None:
             raise NotCovered(f"config.json states no model_type, and its class {class_name} does not tell it")
         built = build(config, model_type=model_type, class_name=class_name)
+        for path in asked:
+            _refuse_unknown(built.settings, path)
         tensors, buffers, ties, class_name = built.tensors, built.buffers, built.ties, built.class_name
         way = {"class": class_name, "by": f"the blueprint of {model_type}"}
         metadata["closed_form"] = lambda ledger: closed_form(ledger, config, built.model_type, built.class_name)
@@ -81,6 +88,23 @@ def ledger_of(config: Mapping[str, object], *, location: str, name: str, version
         notes=notes,
         stated=Stated(kinds=dict.fromkeys(buffers, "buffer"), complete=True),
     )
+
+
+def _refuse_unknown(settings: Settings, path: str) -> None:
+    """A field that nobody knows is a slip: what was meant would go uncounted."""
+    *owners, last = path.split(".")
+    for owner in owners:
+        inner = settings.read(owner) if settings.has(owner) else None
+        if not isinstance(inner, Settings):
+            return  # a plain object, whose keys no class declares
+        settings = inner
+    if last not in _ANYWHERE and not settings.knows(last):
+        import difflib
+
+        fields = settings.fields()
+        near = list(dict.fromkeys([f for f in fields if last in f][:2] + difflib.get_close_matches(last, fields, n=2)))
+        fix = f"did you mean {' or '.join(near)}?" if near else "see the config class of transformers for its fields"
+        raise Refused(f"--set {path}: the config of {settings.model_type} has no such field", fix=fix)
 
 
 def _stated_class(config: Mapping[str, object]) -> str | None:
@@ -170,6 +194,16 @@ def with_settings(config: Mapping[str, object], settings: Mapping[str, object]) 
             place[step] = place = dict(inner or {})
         place[last] = value
     return changed
+
+
+def states(config: Mapping[str, object], path: str) -> bool:
+    """Whether a config itself has the field, in a part of it where the path says so."""
+    inner: object = config
+    for step in path.split("."):
+        if not isinstance(inner, Mapping) or step not in inner:
+            return False
+        inner = inner[step]
+    return True
 
 
 def of_arch(model_type: str) -> dict[str, object]:

@@ -95,7 +95,7 @@ def of_arch(model_type: str, settings: Mapping[str, object]) -> Ledger:
     from weighbridge.formats import configured
 
     config = configured.with_settings(configured.of_arch(model_type), settings)
-    return configured.ledger_of(config, location=f"--arch {model_type}", name=model_type)
+    return configured.ledger_of(config, location=f"--arch {model_type}", name=model_type, asked=settings)
 
 
 def _pipeline(repository: Repository, *, progress: Progress | None) -> Ledger:
@@ -181,8 +181,14 @@ def _configured(repository: Repository, name: str, settings: Mapping[str, object
 
     if name not in repository.files:
         raise NotFound(f"{repository.location} has no {name} to set fields of")
-    config = configured.with_settings(_json(repository, name), settings)
-    return configured.ledger_of(config, location=repository.location, name=repository.base, version=repository.version)
+    stated = _json(repository, name)
+    return configured.ledger_of(
+        configured.with_settings(stated, settings),
+        location=repository.location,
+        name=repository.base,
+        version=repository.version,
+        asked=[path for path in settings if not configured.states(stated, path)],
+    )
 
 
 def _read(

@@ -45,7 +45,7 @@ def local_base(path: Path) -> tuple[str, str | None]:
         return path.name or "model", None
     stem = _SHARD.sub("", path.stem)
     # "model.safetensors" says less than the folder it lies in.
-    plain = stem in ("model", "pytorch_model", "adapter_model", "consolidated", "diffusion_pytorch_model")
+    plain = stem in ("model", "config", "pytorch_model", "adapter_model", "consolidated", "diffusion_pytorch_model")
     return (path.parent.name or stem if plain else stem), None
 
 

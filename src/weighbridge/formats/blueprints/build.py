@@ -66,7 +66,14 @@ def build(
     if part is None:
         raise NotCovered(f"the blueprint of {model_type} knows no class {name!r}")
     built = Built(model_type=model_type, class_name=name, settings=settings)
-    _Builder(built, facts_only=facts_only, forms=forms).part(part, family, settings, {}, "", depth=0)
+    scope = _Scope({}, settings)
+    try:
+        _Builder(built, facts_only=facts_only, forms=forms, traced=False).part(part, family, scope, "", depth=0)
+    except Malformed:
+        # Once more, with an eye on which fields each value comes from: the error shall name them.
+        again = Built(model_type=model_type, class_name=name, settings=settings)
+        _Builder(again, facts_only=facts_only, forms=forms, traced=True).part(part, family, scope, "", depth=0)
+        raise
     if not facts_only:
         built.ties = _resolved(built)
         _refuse_learned_activations(config, built)
@@ -103,12 +110,16 @@ def _resolved(built: Built) -> dict[str, str]:
 
 
 class _Scope:
-    """Names of one part: its parameters and lets, then the config's fields. `terms` are what the names stand for."""
+    """Names of one part: its parameters and lets, then the config's fields. `terms` are what the names stand for,
+    `sources` the fields that they come from, where either is asked for.
+    """
 
-    __slots__ = ("names", "settings", "terms")
+    __slots__ = ("names", "settings", "sources", "terms")
 
-    def __init__(self, names: dict[str, Any], settings: Settings, terms: dict[str, str] | None = None) -> None:
-        self.names, self.settings, self.terms = names, settings, {} if terms is None else terms
+    def __init__(self, names: dict[str, Any], settings: Settings) -> None:
+        self.names, self.settings = names, settings
+        self.terms: dict[str, str] = {}
+        self.sources: dict[str, dict[str, Any]] = {}
 
     def read(self, name: str, /) -> Any:
         return self.names[name] if name in self.names else self.settings.read(name)
@@ -135,6 +146,7 @@ def _derive_one(statement: Statement, scope: _Scope) -> None:
     elif statement.kind == "require":
         _require(statement, scope)
     elif statement.kind == "let":
+        scope.sources[statement.name] = _fields(statement.expressions[0], scope)
         scope.names[statement.name] = _compute(statement.expressions[0], scope)
     elif statement.kind == "set":
         owner, _, name = statement.name.rpartition(".")
@@ -162,26 +174,33 @@ def _compute(expression: Expr, scope: _Scope) -> Any:
         raise _named(str(error), expression, scope) from None
 
 
-class _Unnamed(Malformed):
-    """A value that is wrong, and came in through a part's parameters: whoever gave it knows the field."""
-
-
 def _named(what: str, expression: Expr, scope: _Scope) -> Malformed:
-    """The error with the fields that the expression reads, and their values."""
-    values = _fields(expression, scope)
-    return Malformed(f"{what}; {', '.join(values)}") if values else _Unnamed(what)
+    """The error with the fields that the expression hangs on, and their values: those that it quotes where it does,
+    else those below zero where there are any.
+    """
+    fields = _fields(expression, scope)
+    words = re.split(r"[\s;]+", what.replace(",", ""))
+    quoted = [path for path, value in fields.items() if _said(value) in words]
+    negative = [path for path, value in fields.items() if isinstance(value, int | float) and value < 0]
+    told = ", ".join(f"{path} is {_said(fields[path])}" for path in quoted or negative or fields)
+    return Malformed(f"{what}; {told}" if told else what)
 
 
-def _fields(expression: Expr, scope: _Scope) -> list[str]:
-    values = []
+def _fields(expression: Expr, scope: _Scope) -> dict[str, Any]:
+    """{path: value} of the config's fields that an expression reads, or that what it reads was computed from."""
+    found: dict[str, Any] = {}
     for name in expression.names:
-        if name in scope.names or not scope.settings.has(name):
-            continue
-        value = scope.read(name)
-        if not isinstance(value, Settings):
-            said = "null" if value is None else "an object" if isinstance(value, Mapping) else repr(value)[:40]
-            values.append(f"{scope.settings.path(name)} is {said}")
-    return values
+        if name in scope.names:
+            found |= scope.sources.get(name, {})
+        elif scope.settings.has(name):
+            value = scope.read(name)
+            if not isinstance(value, Settings):
+                found[scope.settings.path(name)] = value
+    return found
+
+
+def _said(value: Any) -> str:
+    return "null" if value is None else "an object" if isinstance(value, Mapping) else repr(value)[:40]
 
 
 def _require(statement: Statement, scope: _Scope) -> None:
@@ -189,34 +208,33 @@ def _require(statement: Statement, scope: _Scope) -> None:
         return
     expression = statement.expressions[0]
     if not _compute(expression, scope):
-        told = ", ".join(_fields(expression, scope)) or expression.text
+        fields = _fields(expression, scope)
+        told = ", ".join(f"{path} is {_said(value)}" for path, value in fields.items()) or expression.text
         raise NotCovered(f"a choice that the blueprint does not know: {told}")
 
 
 class _Builder:
-    def __init__(self, built: Built, *, facts_only: bool, forms: bool) -> None:
+    def __init__(self, built: Built, *, facts_only: bool, forms: bool, traced: bool) -> None:
         self.built = built
         self.facts_only = facts_only
         self.forms = forms
+        self.traced = traced
         self.steps = 0
 
     def part(
         self,
         part: Part,
         family: library.Family,
-        settings: Settings,
-        arguments: dict[str, Any],
+        scope: _Scope,
         prefix: str,
         *,
         depth: int,
-        terms: dict[str, str] | None = None,
     ) -> None:
-        """Adds what a part holds, below `prefix`."""
+        """Adds what a part holds, below `prefix`; the scope has its arguments."""
         if depth > _DEEPEST:
             raise Malformed(f"parts nested {depth} deep at {prefix}")
-        scope = _Scope(arguments, settings, terms)
         for name, default in part.parameters:
-            if name not in arguments:
+            if name not in scope.names:
                 if default is None:
                     raise Malformed(f"{part.name} needs {name}")
                 self._bind(name, default, scope, scope)
@@ -277,7 +295,10 @@ class _Builder:
                 self.built.counts[place] = (text, len(values))
         for value in values:
             scope.names |= bind(names, value)
-            scope.terms |= {name: _term(scope.names[name]) for name in names} if self.forms else {}
+            if self.forms:
+                scope.terms |= {name: _term(scope.names[name]) for name in names}
+            if self.traced:
+                scope.sources |= dict.fromkeys(names, _fields(statement.expressions[0], scope))
             self.body(statement.body, family, scope, prefix, depth)
 
     def _if(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
@@ -314,7 +335,6 @@ class _Builder:
         settings = scope.settings
         if call.part == "auto":
             positional = [_compute(argument, scope) for argument in call.positional]
-            named = {name: _compute(argument, scope) for name, argument in call.named}
             inner = positional[0]
             if not isinstance(inner, Settings):
                 raise Malformed(f"no config for {prefix.rstrip('.')}")
@@ -324,7 +344,10 @@ class _Builder:
             part = other.auto_part(inner.model_type, positional[1] if len(positional) > 1 else None)
             if part is None:
                 raise NotCovered(f"the blueprint of {inner.model_type} has no such model for {inner.where}")
-            self.part(part, other, inner, named, prefix, depth=depth + 1)
+            inside = _Scope({}, inner)
+            for name, argument in call.named:
+                self._bind(name, argument, scope, inside)
+            self.part(part, other, inside, prefix, depth=depth + 1)
             return
         if call.config is not None:
             settings = _compute(call.config, scope)
@@ -339,14 +362,7 @@ class _Builder:
         inside = _Scope({}, settings)
         for name, argument in [*zip(names, call.positional, strict=False), *call.named]:
             self._bind(name, argument, scope, inside)
-        try:
-            self.part(found, family, settings, inside.names, prefix, depth=depth + 1, terms=inside.terms)
-        except _Unnamed as error:
-            given = [*call.positional, *(value for _, value in call.named)]
-            values = list(dict.fromkeys(value for argument in given for value in _fields(argument, scope)))
-            if not values:
-                raise
-            raise Malformed(f"{error.what}; {', '.join(values)}") from None
+        self.part(found, family, inside, prefix, depth=depth + 1)
 
     def _bind(self, name: str, expression: Expr, scope: _Scope, target: _Scope) -> None:
         """Gives a name in `target` the value that an expression has in `scope`."""
@@ -354,6 +370,8 @@ class _Builder:
         if self.forms:
             plain = isinstance(value, int) and not isinstance(value, bool)
             target.terms[name] = form(expression.text, scope.terms, scope.settings, value) if plain else _term(value)
+        if self.traced:
+            target.sources[name] = _fields(expression, scope)
         target.names[name] = value
 
     def _name(self, name: str, scope: _Scope) -> str:

@@ -119,9 +119,14 @@ def compile_expression(text: str) -> Expression:
 
 def names_in(text: str) -> list[str]:
     """The names that an expression reads, in order: what an error about it should name."""
-    found = [node for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)]
-    bound = {node.id for node in found if isinstance(node.ctx, ast.Store)}
-    return list(dict.fromkeys(n.id for n in found if n.id not in bound and n.id not in FUNCTIONS))
+    nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    found = [name.id for name in names if name.id not in bound and name.id not in FUNCTIONS]
+    for node in nodes:  # get("x", otherwise)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "get":
+            found += [str(part.value) for part in node.args[:1] if isinstance(part, ast.Constant)]
+    return list(dict.fromkeys(found))
 
 
 def _compile(node: ast.AST) -> Expression:

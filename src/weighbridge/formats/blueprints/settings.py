@@ -1,5 +1,6 @@
 """A config as the class of its model type sees it: what is given, other names of it, defaults, derived fields."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,7 @@ class SubConfig(msgspec.Struct, frozen=True):
 class _File(msgspec.Struct):
     types: dict[str, msgspec.Raw]
     base: dict[str, Any]
+    left_out: str
     layer_types: dict[str, str]
 
 
@@ -75,8 +77,7 @@ Derive = Callable[["Settings"], None]
 class Settings(Fields):
     """A config's fields, by the names that its class gives them.
 
-    `where` is the path of a sub-config, for messages. Which fields were read is kept: what was not read cannot have
-    mattered.
+    `where` is the path of a sub-config, for messages. Which fields were read is kept.
     """
 
     def __init__(self, given: Mapping[str, Any], *, model_type: str, where: str = "", derive: Derive) -> None:
@@ -95,6 +96,7 @@ class Settings(Fields):
         self._given |= {name: value for name, value in stated.items() if not (name in yields and name in given)}
         self._by_alias = set(stated)
         self._derived: dict[str, Any] = {}
+        self._read: set[str] = set()
         if given.get("per_layer_config") is not None:
             raise Unknown(f"{self.path('per_layer_config')} is not understood")
         self._check_kinds()
@@ -130,6 +132,7 @@ class Settings(Fields):
         if name.endswith("()"):
             return _FUNCTIONS[name](self)
         name = self._class.aliases.get(name, name)
+        self._read.add(name)
         if name in self._derived:
             return self._derived[name]
         if name == "model_type":
@@ -154,6 +157,16 @@ class Settings(Fields):
             name in source
             for source in (self._derived, self._given, self._class.defaults, self._class.parts, _file().base)
         )
+
+    def knows(self, name: str) -> bool:
+        """Whether the config's class has such a field, or something that was built asked for one."""
+        name = self._class.aliases.get(name, name)
+        known = (self._class.defaults, self._class.parts, _file().base, self._read, ("model_type", "num_labels"))
+        return any(name in names for names in known) or re.fullmatch(_file().left_out, name) is not None
+
+    def fields(self) -> list[str]:
+        """The fields and aliases that the config's class has."""
+        return [*self._class.defaults, *self._class.parts, *self._class.aliases, *_file().base]
 
     def set(self, name: str, value: Any) -> None:
         """Gives a field a derived value."""
@@ -216,6 +229,11 @@ class Settings(Fields):
         """The fields that the config itself states."""
         return self._given
 
+    def handed_on(self) -> dict[str, Any]:
+        """All that the config states, for a sub-config that is made of it: who knows which it reads."""
+        self._read |= self._given.keys()
+        return dict(self._given)
+
     # As a mapping ----------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
@@ -255,5 +273,5 @@ _FUNCTIONS: dict[str, Callable[[Settings], Any]] = {
     "config()": _made,
     "filled()": lambda settings: settings.filled,
     "here()": lambda settings: lambda: settings,
-    "fields()": lambda settings: lambda: dict(settings.stated),
+    "fields()": lambda settings: settings.handed_on,
 }

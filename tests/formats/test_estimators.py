@@ -17,8 +17,11 @@ from sklearn import (
     calibration,
     cluster,
     compose,
+    covariance,
+    cross_decomposition,
     decomposition,
     ensemble,
+    kernel_approximation,
     linear_model,
     mixture,
     model_selection,
@@ -83,6 +86,12 @@ ESTIMATORS: list[tuple[Any, Any]] = [
     ),
     (calibration.CalibratedClassifierCV(svm.LinearSVC(), cv=2), lambda m: 2 * (15 + 6)),
     (ensemble.VotingClassifier([("a", naive_bayes.GaussianNB())]), lambda m: 27),
+    (cross_decomposition.CCA(1), lambda m: m.coef_.size + m.intercept_.size),
+    (neighbors.NeighborhoodComponentsAnalysis(max_iter=5), lambda m: m.components_.size),
+    (decomposition.KernelPCA(2), lambda m: m.eigenvalues_.size + m.eigenvectors_.size + len(X) + 1),
+    (kernel_approximation.Nystroem(n_components=7), lambda m: m.normalization_.size),
+    (covariance.LedoitWolf(), lambda m: m.location_.size + m.covariance_.size),
+    (linear_model.RANSACRegressor(random_state=0), lambda m: 5),
 ]
 
 

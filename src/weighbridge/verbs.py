@@ -69,9 +69,9 @@ def compare(model: Name, *, offline: bool = False) -> Report:
     from weighbridge.formats import compare as comparing
     from weighbridge.formats.salvage import config_and_files
 
-    expected, stored, problems = config_and_files(os.fspath(model), offline=offline)
+    expected, stored, problems, types = config_and_files(os.fspath(model), offline=offline)
     return comparing.report(
-        comparing.compare(expected, stored, problems),
+        comparing.compare(expected, stored, problems, types=types),
         signature=str(expected.signature),
         source=str(expected.source),
         built=expected.metadata["built"],

@@ -1,10 +1,14 @@
 """A checkpoint against its config: real checkpoints are complete, broken ones say what is missing."""
 
+import importlib.util
 import json
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import transformers as tf
 from click.testing import CliRunner
@@ -14,6 +18,7 @@ import weighbridge
 from weighbridge.cli.main import weigh
 from weighbridge.ledger.errors import NotFound, Refused
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 60}
 
 
@@ -27,25 +32,80 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL, tie_word_embeddings=True)),
-        lambda: tf.BertForMaskedLM(tf.BertConfig(**SMALL)),
-        lambda: tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**SMALL, num_experts=4, moe_intermediate_size=8, head_dim=8)),
-        lambda: tf.T5ForConditionalGeneration(
-            tf.T5Config(num_layers=2, d_model=32, d_kv=8, num_heads=2, d_ff=40, vocab_size=50)
-        ),
-        lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=50)),
-    ],
-    ids=["llama", "bert", "qwen3-moe", "t5", "gpt2"],
-)
-def test_what_transformers_saves_is_complete(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_what_transformers_saves_is_complete(name: str, tmp_path: Path) -> None:
     # Experts are saved one by one and built stacked: element for element the same.
-    model().save_pretrained(tmp_path)
+    tiny.build(name).save_pretrained(tmp_path)
     found = compared(tmp_path)
     assert found["complete"], found
     assert found["missing"] == found["unexpected"] == found["wrong_shape"] == {}
+
+
+@lru_cache(maxsize=1)
+def bench() -> ModuleType:
+    """The benchmark that stores every type as transformers does, and damages it."""
+    spec = importlib.util.spec_from_file_location("bench_compare", ROOT / "benchmarks/compare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Types whose files have other names than their classes: by words, by parts of their own class, by stacked experts.
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        *(
+            "vit",
+            "segformer",
+            "mimi",
+            "xlm-roberta",
+            "mixtral",
+            "aria",
+            "llava",
+            "rt_detr",
+            "grounding-dino",
+            "gpt_neox",
+        ),
+        *("qwen2_vl", "voxtral", "mllama", "jamba", "hgnet_v2", "maskformer", "altclip", "kimi_linear", "t5", "flava"),
+    ],
+)
+def test_files_with_older_names_are_complete_and_any_damage_to_them_is_found(model_type: str) -> None:
+    said: list[str] = []
+    row = bench().weigh_type(model_type, said.append)
+    assert row == {"complete": 1, "false_alarms": 0, "found": 3, "missed": 0, "skipped": 0}, said
+
+
+def _renamed(path: Path, names: dict[str, str]) -> dict[str, Any]:
+    """The comparison after tensors of a small Llama got other names."""
+    tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL)).save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    for old, new in names.items():
+        tensors |= {name.replace(old, new): tensors.pop(name) for name in list(tensors) if old in name}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return compared(path)
+
+
+def test_one_tensor_under_another_name_is_a_mistake(tmp_path: Path) -> None:
+    found = _renamed(tmp_path, {"layers.0.self_attn.q_proj": "layers.0.self_attn.query"})
+    assert list(found["missing"]) == ["model.layers.0.self_attn.q_proj.weight"]
+    assert list(found["unexpected"]) == ["model.layers.0.self_attn.query.weight"]
+
+
+def test_names_that_transformers_would_not_load_are_a_mistake_in_every_layer(tmp_path: Path) -> None:
+    found = _renamed(tmp_path, {"self_attn.q_proj": "attention.wq"})
+    assert len(found["missing"]) == len(found["unexpected"]) == 2
+
+
+def test_a_shard_without_what_its_index_promises_is_named(folder: Path) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    shard = max(index["weight_map"].values())
+    index["weight_map"]["ghost.weight"] = shard
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (problem,) = compared(folder)["files"]
+    assert problem.startswith(f"{shard} lacks 1 tensors")
+    assert "ghost.weight" in problem
 
 
 def test_shards_that_are_missing_or_cut_are_named_with_what_they_held(folder: Path) -> None:
@@ -83,7 +143,7 @@ def test_an_expert_that_is_missing_is_named_by_its_number(tmp_path: Path) -> Non
     kept = {n: t for n, t in tensors.items() if "layers.1.mlp.experts.2." not in n}
     assert len(kept) < len(tensors), "transformers saves experts one by one"
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert compared(tmp_path)["missing_experts"] == {"layers.1": [2]}
+    assert compared(tmp_path)["missing_experts"] == {"model.layers.1": [2]}
 
 
 def test_other_names_for_the_same_places_match(tmp_path: Path) -> None:

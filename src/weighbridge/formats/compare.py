@@ -5,8 +5,9 @@ The first thing to run on a broken download: files that are missing or damaged d
 answer.
 
 Checkpoints seldom use the very names that the class uses today: prefixes come and go, experts are stored one by one or
-stacked, projections apart or fused. Names are matched in this order: as they are; without the words that only say
-"the model" (`model.`, `language_model.`); and what is then left over in one layer, by the number of elements.
+stacked, projections apart or fused. Names are matched in this order: as they are; as transformers renames them when it
+loads (`renames`); without the words that only say "the model" (`model.`, `language_model.`); and as it merges and
+splits them, element for element. What none of these explains is missing here and unexpected there.
 """
 
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from weighbridge.formats.renames import Renames
 from weighbridge.ledger import Ledger
 from weighbridge.ledger.report import Block, Line, Report, Table, Title
 
@@ -22,8 +24,10 @@ _PACKED_LEAVES = {"qweight": "weight", "weight_packed": "weight", "W_q": "weight
 _OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 # Words that name no place in a model of their own.
 _EMPTY_WORDS = frozenset({"model", "language_model", "module", "base_model", "transformer", "text_model", "_orig_mod"})
+_NUMBER = re.compile(r"\d+")
 _LAYER = re.compile(r"^(.*?\.?\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_COMPUTED = ("inv_freq", "position_ids", "masked_bias")  # by the class itself, from the config
 _MOST_LISTED = 20
 
 
@@ -59,26 +63,43 @@ class Comparison:
         return not (self.missing or self.unexpected or self.wrong_shape or self.missing_experts or self.problems)
 
 
-def compare(expected: Ledger, stored: Ledger | None, problems: Sequence[str]) -> Comparison:
-    """What the files hold against what the config describes. `problems` are files that could not be read."""
+def compare(
+    expected: Ledger, stored: Ledger | None, problems: Sequence[str], *, types: Iterable[str] = ()
+) -> Comparison:
+    """What the files hold against what the config describes. `problems` are files that could not be read, `types` the
+    model types that the config speaks of.
+    """
     found = Comparison(problems=list(problems))
-    buffers = {t.name: t.shape for t in expected.tensors if t.kind == "buffer"}
+    state = {t.name: t for t in expected.tensors if t.kind == "buffer"}
     wanted = {t.name: t.shape for t in expected.tensors if t.kind == "parameter"}
+    # Running statistics and codebooks are not learned, and cannot be made anew either: a model needs them as they are.
+    wanted |= {name: t.shape for name, t in state.items() if t.dtype.kind == "float" and not name.endswith(_COMPUTED)}
+    buffers = {name: t.shape for name, t in state.items() if name not in wanted}
     held = _stored(stored, found) if stored is not None else []
     words = _EMPTY_WORDS | _top_words(wanted)
     # A checkpoint may hold the base model under its prefix, where the class at hand has none, or the other way round.
     words |= _top_words(one.name for one in held)
     found.buffers_missing = _without(buffers, {one.name for one in held}, words)
-    matched = _matched({**wanted, **buffers}, held, words)
-    tied = {*expected.ties}
+    renames = Renames(types)
+    ties = expected.ties
+    matched = _matched({**wanted, **buffers, **dict.fromkeys(ties)}, held, words, renames)
+    # Any of the names of a tied tensor stands for it, once.
+    hit = set(matched.values())
+    for name, copy in matched.items():
+        original = ties.get(copy)
+        if original is not None and original not in hit:
+            matched[name] = original
+            hit.add(original)
     loose: list[Stored] = []
     seen = set()
     for one in held:
         name = matched.get(one.name)
+        if name in ties:
+            continue
         if name is None:
             if one.kind == "buffer":
                 found.buffers_unexpected.append(one.name)
-            elif one.name not in tied and _bare(one.name, words) not in {_bare(copy, words) for copy in tied}:
+            else:
                 loose.append(one)
             continue
         seen.add(name)
@@ -90,7 +111,9 @@ def compare(expected: Ledger, stored: Ledger | None, problems: Sequence[str]) ->
         else:
             found.matched += 1
     left = {name: shape for name, shape in wanted.items() if name not in seen}
-    _by_layer(left, loose, found, words)
+    loose = _merged(left, loose, found, renames)
+    found.missing |= left
+    found.unexpected |= {one.name: one.shape for one in loose}
     return found
 
 
@@ -120,18 +143,29 @@ def _top_words(names: Iterable[str]) -> frozenset[str]:
 
 def _bare(name: str, words: frozenset[str]) -> str:
     """The name without words that only say "the model", and with today's leaf names."""
-    parts = [part for part in name.split(".") if part not in words]
-    if parts:
-        parts[-1] = _PACKED_LEAVES.get(parts[-1], _OLD_LEAVES.get(parts[-1], parts[-1]))
-    return ".".join(parts)
+    return ".".join(part for part in _packed(name).split(".") if part not in words)
 
 
-def _matched(wanted: Mapping[str, object], held: Sequence[Stored], words: frozenset[str]) -> dict[str, str]:
+def _packed(name: str) -> str:
+    """The name of the weight that a leaf of codes stands for."""
+    head, dot, leaf = name.rpartition(".")
+    return head + dot + _PACKED_LEAVES.get(leaf, _OLD_LEAVES.get(leaf, leaf)).removesuffix("_blocks")
+
+
+def _matched(
+    wanted: Mapping[str, object], held: Sequence[Stored], words: frozenset[str], renames: Renames
+) -> dict[str, str]:
     """{stored name: the config's name}, one to one."""
     found = {one.name: one.name for one in held if one.name in wanted}
+    taken = set(found)
+    loose = [one.name for one in held if one.name not in found]
+    for name, new in renames.renamed(loose, lambda new: new in wanted and new not in taken).items():
+        if new not in taken:
+            found[name] = new
+            taken.add(new)
     by_bare: defaultdict[str, list[str]] = defaultdict(list)
     for name in wanted:
-        if name not in found:
+        if name not in taken:
             by_bare[_bare(name, words)].append(name)
     mine: defaultdict[str, list[str]] = defaultdict(list)
     for one in held:
@@ -149,32 +183,35 @@ def _without(buffers: Mapping[str, object], held: set[str], words: frozenset[str
     return [name for name in buffers if name not in held and _bare(name, words) not in bare]
 
 
-def _by_layer(
-    left: Mapping[str, tuple[int, ...]], loose: Sequence[Stored], found: Comparison, words: frozenset[str]
-) -> None:
-    """What is left over, layer by layer: the same number of elements is the same layer stored otherwise."""
-    wanted: defaultdict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for name, shape in left.items():
-        wanted[_layer(_bare(name, words))][name] = shape
-    held: defaultdict[str, list[Stored]] = defaultdict(list)
+def _merged(
+    left: dict[str, tuple[int, ...]], loose: Sequence[Stored], found: Comparison, renames: Renames
+) -> list[Stored]:
+    """What is stored in other pieces: fused, split or stacked. What that does not explain comes back."""
+    bare = {one.name: _packed(one.name) for one in loose}
+    goes = renames.merged(bare.values(), lambda name: name in left)
+    groups: defaultdict[tuple[str, ...], list[Stored]] = defaultdict(list)
     for one in loose:
-        held[_layer(_bare(one.name, words))].append(one)
-    for layer in {**wanted, **held}:
-        expected, ours = wanted.get(layer, {}), held.get(layer, [])
+        if bare[one.name] in goes:
+            groups[goes[bare[one.name]]].append(one)
+    taken: set[str] = set()
+    for targets, ours in groups.items():
+        expected = {name: left[name] for name in targets if name in left}
         elements = sum(map(prod, expected.values()))
-        if expected and ours and elements == sum(one.elements for one in ours):
-            found.otherwise.append((layer, len(expected), len(ours), elements))
+        if elements == sum(one.elements for one in ours):
+            found.otherwise.append((_layer(targets[0]), len(expected), len(ours), elements))
+        elif gaps := _gaps(expected, ours):
+            layer = _layer(targets[0])
+            found.missing_experts[layer] = sorted({*gaps, *found.missing_experts.get(layer, [])})
+        else:
             continue
-        gaps = _gaps(expected, ours)
-        if gaps:
-            found.missing_experts[layer] = gaps
-            continue
-        found.missing |= expected
-        found.unexpected |= {one.name: one.shape for one in ours}
+        taken.update(one.name for one in ours)
+        for name in expected:
+            del left[name]
+    return [one for one in loose if one.name not in taken]
 
 
-def _layer(bare: str) -> str:
-    match = _LAYER.match(bare)
+def _layer(name: str) -> str:
+    match = _LAYER.match(name)
     return match[1] if match else ""
 
 
@@ -220,7 +257,7 @@ def report(found: Comparison, *, signature: str, source: str, built: object) -> 
         ("missing experts", sum(map(len, found.missing_experts.values())), "of those stored one by one"),
         ("unexpected", len(found.unexpected), "in the files, not in the config"),
         ("wrong shape", len(found.wrong_shape), "another shape than the config gives them"),
-        ("unreadable files", len(found.problems), ""),
+        ("faulty files", len(found.problems), ""),
         ("buffers missing", len(found.buffers_missing), "not learned: computed anew or left at their start"),
         ("buffers unexpected", len(found.buffers_unexpected), "not learned: today's class computes them"),
     )

@@ -1,9 +1,11 @@
 """What can be read of a checkpoint with missing or damaged files: for `weigh show --compare`, which asks just that."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from weighbridge.formats import config as configs
 from weighbridge.formats import configured, shards
+from weighbridge.formats.blueprints import class_of
 from weighbridge.formats.candidates import Candidate, candidates
 from weighbridge.formats.detect import read_header
 from weighbridge.formats.folder import Repository, read_small
@@ -11,13 +13,13 @@ from weighbridge.formats.header import Header
 from weighbridge.formats.locate import locate
 from weighbridge.formats.plain_json import parse_json
 from weighbridge.ledger import File, Ledger, Rows, Source, Stated
-from weighbridge.ledger.errors import NotFound, Refused, Truncated, WeighError
+from weighbridge.ledger.errors import NotFound, Refused, WeighError
 
 CONFIG = "config.json"
 
 
-def config_and_files(spec: str, *, offline: bool = False) -> tuple[Ledger, Ledger | None, list[str]]:
-    """(what config.json describes, what the files hold, files that are missing or damaged).
+def config_and_files(spec: str, *, offline: bool = False) -> tuple[Ledger, Ledger | None, list[str], set[str]]:
+    """(what config.json describes, what the files hold, files that are missing or damaged, the model types in it).
 
     Raises:
         NotFound: no config.json to compare with.
@@ -38,7 +40,23 @@ def config_and_files(spec: str, *, offline: bool = False) -> tuple[Ledger, Ledge
     main = [one for one in found if one.kind == "safetensors"] or found
     if not main and "adapter_config.json" in repository.files:
         raise Refused(f"{spec} is an adapter: its config.json, if any, describes its base", fix="compare the base")
-    return expected, *_read(repository, main, config)
+    return expected, *_read(repository, main, config), types_in(config)
+
+
+def types_in(config: Mapping[str, object]) -> set[str]:
+    """The model types that a config speaks of, those that its classes fill in among them."""
+    found: set[str] = set()
+    waiting: list[object] = [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            waiting += part.values()
+            stated = part.get("model_type")
+            known = class_of(stated) if isinstance(stated, str) and stated not in found else None
+            if isinstance(stated, str):
+                found.add(stated)
+            waiting += [{"model_type": sub.type} for sub in (known.parts.values() if known is not None else ())]
+    return found
 
 
 def _read(
@@ -49,6 +67,7 @@ def _read(
     index = next(
         (name for name in repository.files if name.endswith(("safetensors.index.json", "bin.index.json"))), None
     )
+    listed: Mapping[str, str] = {}
     if index is not None:
         try:
             listed = shards.listed(read_small(repository, index, largest=shards.LARGEST_INDEX) or b"", index)
@@ -63,19 +82,22 @@ def _read(
             names = [name for name in wanted if name in repository.files] or names
     else:
         problems += [f"{name} is not there" for one in found for name in one.missing]
+    promised: defaultdict[str, set[str]] = defaultdict(set)
+    for tensor, name in listed.items():
+        promised[name].add(tensor)
     files: list[File] = []
     headers: list[Header] = []
     for name in names:
         opened = repository.open(name)
         try:
             headers.append(read_header(opened, len(files)))
-        except Truncated as error:
-            problems.append(str(error))
-            continue
         except WeighError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(str(error) if name in str(error) else f"{name}: {error}")
             continue
         files.append(opened)
+        lost = promised[name] - {row.name for row in headers[-1].rows}
+        if lost:
+            problems.append(f"{name} lacks {len(lost):,} tensors that {index} lists in it, {min(lost)} first")
     if not headers:
         return None, problems or [f"{repository.location} has no weights"]
     ledger = Ledger(

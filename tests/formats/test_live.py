@@ -103,6 +103,55 @@ def test_packed_weights_count_unpacked() -> None:
     assert shown(eight)["parameters"]["total"] == 64 * 32 + 32
 
 
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.leave(self.head(self.conv(self.enter(image)).mean((2, 3))))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_torch_ao_quantized_count_as_what_they_stand_for() -> None:
+    plain = nn.Sequential(nn.Linear(4, 8), nn.LSTM(8, 5), nn.Embedding(10, 4))
+    counted = sum(p.numel() for p in plain.parameters())
+    dynamic = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear, nn.LSTM})
+    assert shown(dynamic)["parameters"]["total"] == counted
+    assert shown(dynamic)["parameters"]["trainable"] == 40  # the embedding
+    with pytest.raises(Unknown, match="show the module itself"):
+        weighbridge.show(dynamic.state_dict())
+    net = Convolved().eval()
+    counted = sum(p.numel() for p in net.parameters())
+    net.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+    ready = torch.ao.quantization.prepare(net)
+    ready(torch.ones(1, 3, 8, 8))
+    static = torch.ao.quantization.convert(ready)
+    assert shown(static)["parameters"]["total"] == counted
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_traced_and_exported_modules_count_like_what_they_came_from() -> None:
+    shared = nn.Linear(4, 4)
+    net = nn.Sequential(shared, shared, nn.BatchNorm1d(4)).eval()
+    batch = (torch.ones(2, 4),)
+    for thing in (torch.jit.script(net), torch.jit.trace(net, batch), torch.export.export(net, batch)):
+        said = shown(thing)
+        assert (said["parameters"]["total"], said["buffers"]["total"]) == (28, 9)
+
+
+def test_what_a_training_script_saves_is_the_model_and_its_optimizers_state() -> None:
+    net = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    said = shown({"model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3})
+    assert said["parameters"]["total"] == 15
+    assert said["extras"]["by_name"] == {"optimizer_state": 2 * 15 + 2}
+    assert shown(list(net.parameters()))["parameters"]["total"] == 15
+
+
 def test_a_state_dict_is_judged_as_a_checkpoint_is() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     said = shown(net.state_dict())

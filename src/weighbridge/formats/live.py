@@ -54,6 +54,10 @@ def _header(thing: Any) -> tuple[str, Header]:
         from weighbridge.formats import torch_module
 
         return "torch module", torch_module.header_of(thing)
+    if _is(thing, "torch.export", "ExportedProgram"):
+        from weighbridge.formats import torch_module
+
+        return "exported program", torch_module.header_of_program(thing)
     if (hasattr(thing, "get_params") and hasattr(thing, "fit")) or _is_boosted(thing):
         from weighbridge.formats import estimator
 

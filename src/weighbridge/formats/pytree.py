@@ -19,7 +19,7 @@ _DEEPEST = 64
 # Flax's collections and nnx's variable types that are no parameters.
 _COLLECTIONS = frozenset({"batch_stats", "cache", "intermediates", "rngs", "spectral_norm_stats", "losses", "metrics"})
 _VARIABLES = frozenset({"BatchStat", "Cache", "Intermediate", "RngState", "RngKey", "RngCount", "Perturbation"})
-_STATES = frozenset({"opt_state", "optimizer_state", "step"})
+_STATES = frozenset({"opt_state", "optimizer_state", "optimizer", "optimizer_state_dict", "optimizer_states", "step"})
 
 
 def header_of(tree: Any) -> Header | None:
@@ -125,7 +125,7 @@ def _plain(tree: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple
 
 
 def _dtype(name: str, leaf: Any) -> DType:
-    stated = str(getattr(leaf.dtype, "name", leaf.dtype))
+    stated = str(getattr(leaf.dtype, "name", leaf.dtype)).removeprefix("torch.")
     known = dtype_named(stated)
     if known is None:
         raise Unknown(f"{name} is of dtype {stated}", fix="a newer Weighbridge may know it")

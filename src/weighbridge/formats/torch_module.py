@@ -19,6 +19,7 @@ _ROLES = (
     ("conv", ("_ConvNd",)),
     ("ffn", ("Linear", "Bilinear", "PReLU")),
 )
+_QUANTIZED = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 # Beside these a buffer is part of a packed weight, and judged as in a file.
 _CODES = frozenset({"qweight", "weight_packed", "W_q", "qzeros", "blocks"})
 
@@ -37,11 +38,13 @@ def header_of(module: Any) -> Header:
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
     unsaved = 0
+    alive = []  # a scripted module makes its tensors anew when asked: kept, none takes the identity of another
     for prefix, owner in module.named_modules():
-        packed = not _CODES.isdisjoint([*owner._buffers, *owner._parameters])
+        packed = not _CODES.isdisjoint([*owner._buffers.keys(), *owner._parameters.keys()])
         role = _role(owner)
         for leaf, kind, tensor in _own(owner):
             name = f"{prefix}.{leaf}" if prefix else leaf
+            alive.append(tensor)
             if id(tensor) in seen:
                 aliases[name] = seen[id(tensor)]
             else:
@@ -50,7 +53,7 @@ def header_of(module: Any) -> Header:
                 rows.append(row)
                 if logical is not None:
                     elements[name] = logical
-                if kind == "buffer" and leaf in owner._non_persistent_buffers_set:
+                if kind == "buffer" and leaf in getattr(owner, "_non_persistent_buffers_set", ()):
                     unsaved += numel(row.shape)
                 if not packed and (kind == "buffer" or logical is not None or row.dtype.kind in ("float", "complex")):
                     kinds[name] = kind
@@ -61,6 +64,12 @@ def header_of(module: Any) -> Header:
                 for state, part in _quantization_state(tensor):
                     rows.append(_row(f"{name}.{state}", part, len(rows))[0])
                     kinds[rows[-1].name] = "quantization_scales" if "absmax" in state else "quantization_state"
+        for leaf, tensor in _prepacked(owner, prefix):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            rows.append(_row(name, tensor, len(rows))[0])
+            kinds[name], elements[name] = "parameter", numel(rows[-1].shape)
+            frozen.add(name)
+            roles |= {name: role} if role is not None else {}
     notes = [f"{unsaved:,} elements of buffers are not saved with it (persistent=False)"] if unsaved else []
     return Header(
         # A tied tensor is listed under its first name alone.
@@ -75,7 +84,7 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
     """The tensors of a state dict, judged as those of a checkpoint are. Two names of one storage are tied.
 
     Raises:
-        Unknown: a dtype that is not known.
+        Unknown: a dtype that is not known, or packed weights of torch.ao.
     """
     torch = sys.modules["torch"]
     rows: list[Row] = []
@@ -84,6 +93,8 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
     left_out = 0
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, (tuple, torch.ScriptObject)):
+                raise Unknown(f"{name} holds weights in the form of their kernels", fix="show the module itself")
             left_out += 1
             continue
         name = str(name)
@@ -96,6 +107,31 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
             seen[place] = name
     notes = [f"{left_out} entries are no tensors and are not counted"] if left_out else []
     return Header(rows=rows, aliases=aliases, notes=notes)
+
+
+def header_of_program(program: Any) -> Header:
+    """The parameters and buffers of a `torch.export.ExportedProgram`, which says of each what it is."""
+    header = header_of_state(program.state_dict)
+    buffers = set(program.graph_signature.buffers)
+    kinds = {row.name: "buffer" if row.name in buffers else "parameter" for row in header.rows}
+    frozen = frozenset(name for name, tensor in program.state_dict.items() if not tensor.requires_grad)
+    return Header(rows=header.rows, aliases=header.aliases, stated=Stated(kinds=kinds, frozen=frozen))
+
+
+def _prepacked(module: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The tensors of torch.ao's quantized layers, which keep them in the form of their kernels."""
+    where = type(module).__module__
+    if not where.startswith("torch.ao.nn") or ".quantized." not in where or type(module).__name__.endswith("Params"):
+        return
+    if hasattr(module, "get_weight") and hasattr(module, "get_bias"):
+        yield from {**module.get_weight(), **module.get_bias()}.items()
+    elif callable(getattr(module, "weight", None)):
+        yield "weight", module.weight()
+        bias = module.bias() if callable(getattr(module, "bias", None)) else None
+        if bias is not None:
+            yield "bias", bias
+    elif hasattr(module, "_packed_params"):
+        raise Unknown(f"{path} is a quantized {type(module).__name__}, whose weights cannot be told")
 
 
 def _own(module: Any) -> Iterator[tuple[str, str, Any]]:
@@ -121,7 +157,7 @@ def _row(name: str, tensor: Any, at: int) -> tuple[Row, int | None]:
 
 def _dtype(name: str, tensor: Any) -> DType:
     stated = str(tensor.dtype).removeprefix("torch.")
-    found = dtype_named(stated)
+    found = dtype_named(_QUANTIZED.get(stated, stated))
     if found is None:
         raise Unknown(f"{name} is of dtype {stated}", fix="a newer Weighbridge may know it")
     return found

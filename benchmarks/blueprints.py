@@ -430,10 +430,12 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
             said.append(f"{name} layer {at}: window {layer.sliding_window}, blueprint {facts['window']}")
         for field, fact in (("conv_states", "conv"), ("recurrent_states", "state")):
             state = getattr(layer, field, None)
-            if isinstance(state, dict):
-                state = next(iter(state.values()), None)
-            if isinstance(state, torch.Tensor) and list(state.shape[1:]) != list(facts.get(fact) or []):
-                said.append(f"{name} layer {at}: {field} {list(state.shape[1:])}, blueprint {facts.get(fact)}")
+            states = [one for one in (state.values() if isinstance(state, dict) else [state]) if torch.is_tensor(one)]
+            if states:
+                # Several convolutions of one width keep as much as one of all their channels.
+                kept = [sum(one.shape[1] for one in states), *states[0].shape[2:]]
+                if kept != list(facts.get(fact) or []) or len({one.shape[2:] for one in states}) > 1:
+                    said.append(f"{name} layer {at}: {field} {kept}, blueprint {facts.get(fact)}")
     return said[:6]
 
 

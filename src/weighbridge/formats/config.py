@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from weighbridge.ledger import Architecture, Mixer, Router, Row
+from weighbridge.ledger import Architecture, Mixer, Router, Row, Tower
 from weighbridge.ledger.errors import Malformed, Refused
 
 if TYPE_CHECKING:
@@ -82,11 +82,13 @@ def from_config(config: Mapping[str, object], *, built: "Built | None" = None) -
             values[field] = defaults[field]
     mixers: tuple[Mixer, ...] = ()
     routers: tuple[Router, ...] = ()
+    towers: tuple[Tower, ...] = ()
     frozen: tuple[str, ...] = ()
     if built is not None:
-        from weighbridge.formats.mixing import mixers_of, routers_of
+        from weighbridge.formats.mixing import mixers_of, routers_of, towers_of
 
         mixers, routers, frozen = mixers_of(built), routers_of(built), tuple(built.frozen)
+        towers = towers_of(built, mixers)
         _fill(values, built, mixers)
     if _first(views, ("zero_expert_num",), "zero_experts"):
         values["experts_per_token"] = None  # some picks are of experts that compute nothing: it varies by token
@@ -99,6 +101,7 @@ def from_config(config: Mapping[str, object], *, built: "Built | None" = None) -
         tied_embeddings=tied,
         mixers=mixers,
         routers=routers,
+        towers=towers,
         frozen=frozen,
         **values,
         **_quantization(config, views),

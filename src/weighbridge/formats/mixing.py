@@ -1,11 +1,11 @@
 """How each layer of a model mixes tokens, and where its experts are: from what a blueprint built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from weighbridge.formats.blueprints import Built, Settings
-from weighbridge.ledger import Mixer, Router, role_of
+from weighbridge.ledger import Mixer, Router, Tower, role_of
 from weighbridge.ledger.errors import Malformed
 
 _TOWERS = ("vision", "audio")
@@ -25,6 +25,57 @@ def mixers_of(built: Built) -> tuple[Mixer, ...]:
 def routers_of(built: Built) -> tuple[Router, ...]:
     """The mixtures of experts, layer by layer."""
     return tuple(Router(module=module, **_checked(facts, _ROUTER_FACTS, module)) for module, facts in built.routers)
+
+
+# What configs of towers call their sizes.
+_SIZES = {
+    "hidden": ("hidden_size", "d_model", "embed_dim", "width"),
+    "ffn": ("intermediate_size", "encoder_ffn_dim", "mlp_dim", "ffn_dim"),
+    "image": ("image_size",),
+    "patch": ("patch_size",),
+    "mel_bins": ("num_mel_bins", "num_mel_filters"),
+}
+
+
+def towers_of(built: Built, mixers: Sequence[Mixer]) -> tuple[Tower, ...]:
+    """The parts that see or hear and have a config of their own."""
+    found: list[Tower] = []
+    for module, settings in built.parts:
+        if not module or any(f"{module}.".startswith(f"{one.module}.") for one in found):
+            continue
+        own = [mixer for mixer in mixers if mixer.module.startswith(f"{module}.")]
+        kinds = {mixer.tower for mixer in own}
+        if len(kinds) != 1 or kinds.isdisjoint(_TOWERS):
+            continue
+        one = {field: {getattr(mixer, field) for mixer in own} for field in ("heads", "head_dim")}
+        facts = {field: next(iter(values)) for field, values in one.items() if len(values) == 1}
+        facts |= {field: next(iter(_numbers(settings, names)), None) for field, names in _SIZES.items()}
+        # Where a config has both the width of the tower and that of what it gives out, the heads tell which is which.
+        widths = _numbers(settings, _SIZES["hidden"])
+        width = (facts.get("heads") or 0) * (facts.get("head_dim") or 0)
+        facts["hidden"] = width if width in widths else facts["hidden"]
+        found.append(
+            Tower(
+                module=module,
+                tower=kinds.pop(),
+                model_type=settings.model_type,
+                layers=len({mixer.module for mixer in own}),
+                **facts,
+            )
+        )
+    return tuple(found)
+
+
+def _numbers(settings: Settings, names: tuple[str, ...]) -> list[int]:
+    """Those of these fields that are whole numbers; of a square, one side."""
+    found = []
+    for name in names:
+        value = settings.read(name) if settings.has(name) else None
+        if isinstance(value, list) and value and value == value[:1] * len(value):
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1 << 40:
+            found.append(value)
+    return found
 
 
 def _tower(module: str, settings: Settings) -> str:

@@ -1,6 +1,6 @@
 """The ledger room: what a model is made of. Imports the standard library only."""
 
-from weighbridge.ledger.architecture import Architecture, Mixer, Router
+from weighbridge.ledger.architecture import Architecture, Mixer, Router, Tower
 from weighbridge.ledger.dtype import DTYPES, GGML_TYPES, DType, dtype
 from weighbridge.ledger.ledger import Ledger
 from weighbridge.ledger.roles import role_of
@@ -30,6 +30,7 @@ __all__ = [
     "Source",
     "Stated",
     "Tensor",
+    "Tower",
     "dtype",
     "kind_of",
     "numel",

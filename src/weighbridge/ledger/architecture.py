@@ -61,6 +61,27 @@ class Router:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    """What a part of the model that sees or hears is built from."""
+
+    module: str  # where it lies: `model.vision_tower`
+    tower: str  # vision | audio
+    model_type: str | None = None
+    layers: int | None = None
+    hidden: int | None = None
+    ffn: int | None = None
+    heads: int | None = None
+    head_dim: int | None = None
+    image: int | None = None  # pixels of a side
+    patch: int | None = None
+    mel_bins: int | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields that are known."""
+        return _known(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """The normalized configuration. None means that neither the configuration nor its class says."""
 
@@ -81,6 +102,7 @@ class Architecture:
     tied_embeddings: bool | None = None
     mixers: tuple[Mixer, ...] = ()  # layer by layer; empty where nobody knows them
     routers: tuple[Router, ...] = ()
+    towers: tuple[Tower, ...] = ()
     frozen: tuple[str, ...] = ()  # tensors, and modules with all below, that the model class keeps from training
     quantization: str | None = None  # method: "gptq", "fp8", "modelopt", "mlx", ...
     quantization_bits: int | None = None
@@ -104,8 +126,8 @@ def _known(record: object) -> dict[str, object]:
     for field in fields(record):  # type: ignore[arg-type]
         value = getattr(record, field.name)
         if isinstance(value, tuple):
-            value = [part.to_dict() if isinstance(part, (Mixer, Router)) else part for part in value]
-            if not value and field.name in ("mixers", "routers", "frozen"):
+            value = [part.to_dict() if isinstance(part, (Mixer, Router, Tower)) else part for part in value]
+            if not value and field.name in ("mixers", "routers", "towers", "frozen"):
                 continue
         if value is not None:
             found[field.name] = value

@@ -10,6 +10,7 @@ from weighbridge.ledger.glossary import short
 from weighbridge.ledger.ledger import Ledger
 from weighbridge.ledger.report import Bar, Block, Line, Report, Table, Title
 from weighbridge.ledger.tensor import NOWHERE
+from weighbridge.ledger.towers import towers
 from weighbridge.ledger.units import Bytes, Count
 
 # What people call an extra, and what it is.
@@ -78,6 +79,7 @@ def show(
         _roles(ledger),
         *_dtypes(ledger),
         *_mixing(ledger),
+        *_towers(ledger),
         *_buffers(ledger),
         *_extras(ledger),
         *_components(ledger),
@@ -157,7 +159,7 @@ def _data(ledger: Ledger, *, layers: bool, tensors: str | None, explain: bool) -
         "extras": {"total": Count(sum(ledger.extras.values())), "by_name": ledger.extras},
         "stored": {"elements": ledger.stored, "packed": ledger.packed},
         "ties": ledger.ties,
-        "architecture": ledger.architecture.to_dict(),
+        "architecture": ledger.architecture.to_dict() | _seen(ledger),
         "notes": list(ledger.notes),
     }
     for name in ("built", "components"):
@@ -274,6 +276,23 @@ def _mixing(ledger: Ledger) -> list[Block]:
     if len(rows) > _MOST_KINDS:
         rows[_MOST_KINDS:] = [(f"and {len(rows) - _MOST_KINDS} more kinds", "", "")]
     return [Table(columns=("each layer", ">layers", ""), rows=rows)] if rows else []
+
+
+def _seen(ledger: Ledger) -> dict[str, object]:
+    listed, projectors = towers(ledger)
+    return {"towers": listed, "projectors": projectors} if listed else {}
+
+
+def _towers(ledger: Ledger) -> list[Block]:
+    """What sees and hears, and what hands it to the language model."""
+    rows = []
+    for tower in ledger.architecture.towers:
+        said = {"layers": tower.layers, "hidden": tower.hidden, "heads": tower.heads, "image": tower.image}
+        said |= {"patch": tower.patch, "mel bins": tower.mel_bins}
+        listed = ", ".join(f"{name} {value:,}" for name, value in said.items() if value is not None)
+        rows.append((tower.tower, tower.module, listed))
+    rows += [("projector", module, f"{count:,} parameters") for module, count in towers(ledger)[1].items()]
+    return [Table(columns=("tower", "", ""), rows=rows)] if rows else []
 
 
 def _size(value: object) -> str:

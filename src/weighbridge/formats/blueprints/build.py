@@ -35,6 +35,7 @@ class Built:
     buffers: dict[str, tuple[tuple[int, ...], str | None]] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)  # tensors, and modules with all below, that are not trained
+    parts: list[tuple[str, Settings]] = field(default_factory=list)  # modules that sub-configs build, outermost first
     mixers: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)  # (layer, kind, facts)
     routers: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     forms: dict[str, list[str]] = field(default_factory=dict)  # shapes in the config's terms, where asked for
@@ -344,6 +345,7 @@ class _Builder:
             part = other.auto_part(inner.model_type, positional[1] if len(positional) > 1 else None)
             if part is None:
                 raise NotCovered(f"the blueprint of {inner.model_type} has no such model for {inner.where}")
+            self.built.parts.append((prefix.rstrip("."), inner))
             inside = _Scope({}, inner)
             for name, argument in call.named:
                 self._bind(name, argument, scope, inside)
@@ -353,6 +355,7 @@ class _Builder:
             settings = _compute(call.config, scope)
             if not isinstance(settings, Settings):
                 raise Malformed(f"no config for {prefix.rstrip('.')}: {call.config.text} is null")
+            self.built.parts.append((prefix.rstrip("."), settings))
         found = family.part(call.part)
         if found is None:
             raise Malformed(f"no part is called {call.part}")

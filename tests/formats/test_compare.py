@@ -98,6 +98,45 @@ def test_names_that_transformers_would_not_load_are_a_mistake_in_every_layer(tmp
     assert len(found["missing"]) == len(found["unexpected"]) == 2
 
 
+def test_an_index_of_another_format_and_other_precisions_beside_it_change_nothing(folder: Path) -> None:
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
+    first = compared(folder)
+    tensors = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, folder / "model.fp16.safetensors")
+    assert first["complete"]
+    assert compared(folder) == first
+
+
+def test_tensors_that_lie_there_twice_or_hold_no_weights_are_told(tmp_path: Path) -> None:
+    tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    half = dict(list(tensors.items())[:9])
+    save_file(
+        tensors | {"model.norm.weight": torch.zeros(32, dtype=torch.int64)},
+        tmp_path / "model-00001-of-00002.safetensors",
+    )
+    save_file(half, tmp_path / "model-00002-of-00002.safetensors")
+    said = " ".join(compared(tmp_path)["files"])
+    assert "9 tensors lie in several files" in said
+    assert "1 weights hold whole numbers that are no codes, model.norm.weight first" in said
+
+
+def test_fp8_weights_without_their_scales_are_told(tmp_path: Path) -> None:
+    tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    (problem,) = compared(tmp_path)["files"]
+    assert problem == f"1 weights in FP8 have no scale beside them, {name} first"
+    save_file(tensors | {f"{name}_scale_inv": torch.ones(1, 1)}, tmp_path / "model.safetensors")
+    assert compared(tmp_path)["complete"]
+
+
 def test_a_shard_without_what_its_index_promises_is_named(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shard = max(index["weight_map"].values())

@@ -11,8 +11,8 @@ splits them, element for element. What none of these explains is missing here an
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -91,6 +91,7 @@ def compare(
             matched[name] = original
             hit.add(original)
     loose: list[Stored] = []
+    whole: list[str] = []
     seen = set()
     for one in held:
         name = matched.get(one.name)
@@ -110,6 +111,9 @@ def compare(
             found.wrong_shape[name] = (shape, one.shape)
         else:
             found.matched += 1
+            whole += [one.name] if one.kind == "buffer" and name not in state else []
+    if whole:
+        found.problems.append(f"{len(whole):,} weights hold whole numbers that are no codes, {whole[0]} first")
     left = {name: shape for name, shape in wanted.items() if name not in seen}
     loose = _merged(left, loose, found, renames)
     found.missing |= left
@@ -120,6 +124,7 @@ def compare(
 def _stored(ledger: Ledger, found: Comparison) -> list[Stored]:
     held = []
     found.extras = ledger.extras
+    found.problems += _oddities(ledger)
     for family in ledger.families:
         if family.extra is not None:
             continue
@@ -129,6 +134,21 @@ def _stored(ledger: Ledger, found: Comparison) -> list[Stored]:
             for name in family.names
         ]
     return held
+
+
+def _oddities(ledger: Ledger) -> Iterator[str]:
+    """What no name or shape shows: tensors that lie there twice, codes without scales."""
+    twice = [name for name, count in Counter(ledger.rows.names).items() if count > 1]
+    if twice:
+        yield f"{len(twice):,} tensors lie in several files, {twice[0]} first"
+    method = ledger.architecture.quantization
+    weights = [family for family in ledger.parameters if not family.bias]
+    if method == "fp8":
+        scaled = {name.rpartition(".")[0] for family in ledger.families if family.extra for name in family.names}
+        codes = [name for family in weights if family.dtype.name.startswith("F8") for name in family.names]
+        bare = [name for name in codes if name.rpartition(".")[0] not in scaled]
+        if bare:
+            yield f"{len(bare):,} weights in FP8 have no scale beside them, {bare[0]} first"
 
 
 def _top_words(names: Iterable[str]) -> frozenset[str]:
@@ -218,10 +238,15 @@ def _layer(name: str) -> str:
 def _gaps(expected: Mapping[str, tuple[int, ...]], ours: Sequence[Stored]) -> list[int]:
     """Experts that the files lack, where they store them one by one and the config stacks them."""
     counts = {shape[0] for name, shape in expected.items() if ".experts." in name and len(shape) >= 3}
-    numbers = {int(match[1]) for one in ours if (match := _EXPERT.search(one.name))}
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for one in ours:
+        match = _EXPERT.search(one.name)
+        if match is not None:
+            numbers[one.name[match.end() :]].add(int(match[1]))
     if len(counts) != 1 or not numbers:
         return []
-    return sorted(set(range(counts.pop())) - numbers)
+    every = set(range(counts.pop()))
+    return sorted({number for found in numbers.values() for number in every - found})
 
 
 def report(found: Comparison, *, signature: str, source: str, built: object) -> Report:

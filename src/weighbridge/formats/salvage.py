@@ -38,6 +38,8 @@ def config_and_files(spec: str, *, offline: bool = False) -> tuple[Ledger, Ledge
     found = [one for one in candidates(repository.files) if not one.folder and not one.apart]
     found = [one for one in found if one.kind in ("safetensors", "torch")]
     main = [one for one in found if one.kind == "safetensors"] or found
+    # A repository may hold the same model in several precisions: the one by the usual name is the model.
+    main = [one for one in main if one.stem in ("model", "pytorch_model")] or main
     if not main and "adapter_config.json" in repository.files:
         raise Refused(f"{spec} is an adapter: its config.json, if any, describes its base", fix="compare the base")
     return expected, *_read(repository, main, config), types_in(config)
@@ -64,9 +66,11 @@ def _read(
 ) -> tuple[Ledger | None, list[str]]:
     names = sorted({name for one in found for name in one.files})
     problems: list[str] = []
-    index = next(
-        (name for name in repository.files if name.endswith(("safetensors.index.json", "bin.index.json"))), None
-    )
+    # Only the index of the files at hand: that of another format often lies beside them.
+    kinds = {one.kind for one in found} or {"safetensors", "torch"}
+    ends = {"safetensors": ".safetensors.index.json", "torch": ".bin.index.json"}
+    ends_here = tuple(end for kind, end in ends.items() if kind in kinds)
+    index = next((name for name in repository.files if name.endswith(ends_here)), None)
     listed: Mapping[str, str] = {}
     if index is not None:
         try:

@@ -497,6 +497,7 @@ def test_settings_must_be_fields() -> None:
         ("gpt2", "n_layers", "n_layer"),
         ("llava", "text_config.hiden_size", "hidden_size"),
         ("llava", "vision_tower", "vision"),
+        ("llava", "text_confg.hidden_size", "text_config"),
     ],
 )
 def test_a_slip_in_the_name_of_a_set_field_is_refused_with_what_was_meant(arch: str, path: str, meant: str) -> None:

@@ -23,7 +23,7 @@ _DTYPES = {
     "float8_e5m2": "F8_E5M2",
 }
 _BUFFER_DTYPE = "F32"
-_ANYWHERE = ("torch_dtype", "quantization_config", "auto_map")  # fields that no class declares
+_ANYWHERE = ("torch_dtype", "quantization_config", "auto_map", "rope_scaling")  # fields that no class declares
 _LARGEST = 1 << 62
 
 
@@ -94,6 +94,9 @@ def _refuse_unknown(settings: Settings, path: str) -> None:
     """A field that nobody knows is a slip: what was meant would go uncounted."""
     *owners, last = path.split(".")
     for owner in owners:
+        if owner not in _ANYWHERE and not settings.knows(owner):
+            last = owner
+            break
         inner = settings.read(owner) if settings.has(owner) else None
         if not isinstance(inner, Settings):
             return  # a plain object, whose keys no class declares

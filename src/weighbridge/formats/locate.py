@@ -50,7 +50,10 @@ def locate(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, s
         return folder, None, path.name
     is_path = name.startswith((".", "/", "~")) or name.lower().endswith(_ENDINGS)
     if is_path or not HUB_ID.fullmatch(name.partition("@")[0]):
-        raise NotFound(f"no such file or folder: {name}", fix="give a path, a hub id (org/name) or ollama:NAME")
+        fix = "give a path, a hub id (org/name) or ollama:NAME"
+        if name.startswith(("http://", "https://")):
+            fix = "give the id alone, org/name; HF_ENDPOINT names another hub"
+        raise NotFound(f"no such file or folder: {name}", fix=fix)
     from weighbridge.formats.hub import resolve
 
     return resolve(spec, file=file, offline=offline), selector or None, file

@@ -181,6 +181,8 @@ def _configured(repository: Repository, name: str, settings: Mapping[str, object
 
     if name not in repository.files:
         raise NotFound(f"{repository.location} has no {name} to set fields of")
+    if not name.endswith(".json"):
+        raise Refused(f"--set changes fields of a config.json, and {name} is none", fix="name a folder that has one")
     stated = _json(repository, name)
     return configured.ledger_of(
         configured.with_settings(stated, settings),

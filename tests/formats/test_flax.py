@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import serialization
+from flax import nnx, serialization
 
 import weighbridge
 from weighbridge.formats.models import open_model
@@ -80,6 +80,24 @@ def test_broken_files_are_refused(variables: Any, tmp_path: Path) -> None:
             weighbridge.show(path)
         except WeighError as refusal:
             assert "\n" not in str(refusal)
+
+
+def test_what_is_no_param_of_nnx_is_state_in_the_module_and_in_its_state() -> None:
+    class Own(nnx.BatchStat):
+        pass
+
+    class Small(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.dense = nnx.Linear(4, 8, rngs=rngs)
+            self.norm = nnx.BatchNorm(8, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.own = Own(jnp.ones(6))
+
+    module = Small(nnx.Rngs(0))
+    for thing in (module, nnx.state(module), nnx.split(module)[1]):
+        said: Any = weighbridge.show(thing).data
+        assert said["parameters"]["total"] == 4 * 8 + 8 + 16
+        assert said["buffers"]["total"] == 16 + 6 + 2  # statistics, its own, and the random key with its count
 
 
 def test_an_array_in_chunks_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

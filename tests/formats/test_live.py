@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import bitsandbytes
 import numpy as np
 import peft
 import pytest
@@ -101,6 +102,29 @@ def test_packed_weights_count_unpacked() -> None:
     assert said["parameters"]["trainable"] == 0
     eight = nn.Sequential(bnb.nn.Linear8bitLt(64, 32, bias=True, has_fp16_weights=False))
     assert shown(eight)["parameters"]["total"] == 64 * 32 + 32
+
+
+def test_int8_weights_of_bitsandbytes_count_once_each() -> None:
+    layer = bitsandbytes.nn.Linear8bitLt(64, 32, has_fp16_weights=False)
+    layer.weight = bitsandbytes.nn.Int8Params(
+        torch.ones(32, 64, dtype=torch.int8), requires_grad=False, SCB=torch.ones(32)
+    )
+    said = shown(nn.Sequential(layer))
+    assert said["parameters"]["total"] == 32 * 64 + 32
+    assert said["extras"]["by_name"] == {"quantization_scales": 32}
+
+
+def test_a_parameter_of_whole_numbers_is_one() -> None:
+    net = nn.Linear(4, 3)
+    net.register_parameter("places", nn.Parameter(torch.zeros(7, dtype=torch.int64), requires_grad=False))
+    said = shown(net)["parameters"]
+    assert (said["total"], said["trainable"]) == (22, 15)
+
+
+def test_a_nested_tensor_is_refused_in_one_line() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(Unknown, match="nested tensor"):
+        weighbridge.show({"weight": nested, "bias": torch.ones(3)})
 
 
 class Convolved(nn.Module):

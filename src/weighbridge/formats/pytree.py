@@ -18,7 +18,6 @@ _MOST = 200_000
 _DEEPEST = 64
 # Flax's collections and nnx's variable types that are no parameters.
 _COLLECTIONS = frozenset({"batch_stats", "cache", "intermediates", "rngs", "spectral_norm_stats", "losses", "metrics"})
-_VARIABLES = frozenset({"BatchStat", "Cache", "Intermediate", "RngState", "RngKey", "RngCount", "Perturbation"})
 _STATES = frozenset({"opt_state", "optimizer_state", "optimizer", "optimizer_state_dict", "optimizer_states", "step"})
 
 
@@ -48,7 +47,7 @@ def header_of(tree: Any) -> Header | None:
         seen[id(leaf)] = name
         dtype, shape = _dtype(name, leaf), tuple(int(n) for n in leaf.shape)
         rows.append(Row(name, dtype, shape, 0, len(rows), dtype.nbytes(numel(shape))))
-        kinds[name] = "buffer" if variable in _VARIABLES else kind_of_leaf(path, dtype)
+        kinds[name] = "buffer" if variable == "buffer" else kind_of_leaf(path, dtype)
         role = role_of_leaf(name, shape)
         if role is not None:
             roles[name] = role
@@ -79,12 +78,15 @@ def role_of_leaf(name: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any, str]]:
-    """(path, array, class of the variable that holds it)."""
+    """(path, array, "buffer" where the variable that holds it is one)."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(tree, nnx.Module):
-        for path, variable in nnx.to_flat_state(nnx.state(tree)):
-            kind = getattr(variable, "type", type(variable)).__name__
-            yield tuple(map(str, path)), _value(variable), kind
+        tree = nnx.state(tree)
+    if nnx is not None and isinstance(tree, nnx.State):
+        for path, variable in nnx.to_flat_state(tree):
+            kind = getattr(variable, "type", type(variable))
+            # What is no Param is state: statistics, caches, random numbers, variables of the owner's own.
+            yield tuple(map(str, path)), _value(variable), "" if issubclass(kind, nnx.Param) else "buffer"
         return
     jax = sys.modules.get("jax")
     if jax is not None:
@@ -126,6 +128,8 @@ def _plain(tree: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple
 
 def _dtype(name: str, leaf: Any) -> DType:
     stated = str(getattr(leaf.dtype, "name", leaf.dtype)).removeprefix("torch.")
+    if stated.startswith("key<"):  # JAX's random keys, of some words each that their shape does not show
+        stated = "uint32"
     known = dtype_named(stated)
     if known is None:
         raise Unknown(f"{name} is of dtype {stated}", fix="a newer Weighbridge may know it")

@@ -55,7 +55,8 @@ def header_of(module: Any) -> Header:
                     elements[name] = logical
                 if kind == "buffer" and leaf in getattr(owner, "_non_persistent_buffers_set", ()):
                     unsaved += numel(row.shape)
-                if not packed and (kind == "buffer" or logical is not None or row.dtype.kind in ("float", "complex")):
+                # bitsandbytes' int8 codes are told by the scales beside them, as in a file.
+                if not packed and getattr(tensor, "SCB", None) is None:
                     kinds[name] = kind
                 if kind == "parameter" and not tensor.requires_grad:
                     frozen.add(name)
@@ -63,7 +64,7 @@ def header_of(module: Any) -> Header:
                     roles[name] = role
                 for state, part in _quantization_state(tensor):
                     rows.append(_row(f"{name}.{state}", part, len(rows))[0])
-                    kinds[rows[-1].name] = "quantization_scales" if "absmax" in state else "quantization_state"
+                    kinds[rows[-1].name] = "quantization_state" if "map" in state else "quantization_scales"
         for leaf, tensor in _prepacked(owner, prefix):
             name = f"{prefix}.{leaf}" if prefix else leaf
             rows.append(_row(name, tensor, len(rows))[0])
@@ -147,6 +148,8 @@ def _row(name: str, tensor: Any, at: int) -> tuple[Row, int | None]:
     torch = sys.modules["torch"]
     if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
         raise Unknown(f"{name} has no shape yet", fix="run one batch through the lazy module first")
+    if getattr(tensor, "is_nested", False):
+        raise Unknown(f"{name} is a nested tensor, which has no one shape", fix="give its parts")
     # DeepSpeed's ZeRO-3 leaves an empty tensor and keeps the shape aside.
     shape = tuple(int(n) for n in getattr(tensor, "ds_shape", tensor.shape))
     dtype = _dtype(name, tensor)
@@ -180,7 +183,7 @@ def _quantization_state(tensor: Any) -> Iterator[tuple[str, Any]]:
     if state is None:
         scales = getattr(tensor, "SCB", None)
         if scales is not None:
-            yield "absmax", scales
+            yield "SCB", scales  # of int8: one code a byte, where absmax stands beside two
         return
     yield "absmax", state.absmax
     yield "quant_map", state.code

@@ -429,6 +429,26 @@ def test_no_config_of_nonsense_escapes_as_anything_but_a_refusal(model_type: str
                 blueprints.build(config, model_type=model_type)
 
 
+@pytest.mark.parametrize(
+    "model_type", ["luke", "flava", "pop2piano", "t5", "bert", "llava", "marian", "whisper", "clip"]
+)
+def test_a_ledger_counts_just_what_the_blueprint_builds(model_type: str) -> None:
+    # The ledger once took heads for copies of embeddings that the class does not tie.
+    built = blueprints.build({"model_type": model_type}, model_type=model_type)
+    assert weigh({"model_type": model_type}).total == sum(map(prod, built.tensors.values()))
+
+
+def test_a_type_that_transformers_knows_is_not_counted_as_another_by_its_class() -> None:
+    config = {"model_type": "embedding_gemma2", "architectures": ["EmbeddingGemma2Model"]}
+    assert weigh(config).total == 271_002_624  # transformers 5.23 on the meta device
+
+
+def test_a_width_that_a_config_states_beats_the_one_that_its_class_derives() -> None:
+    fields = {"expand": 16, "hidden_size": 4096, "intermediate_size": 8192, "num_hidden_layers": 64}
+    config = {"model_type": "falcon_mamba", **fields, "vocab_size": 65024, "tie_word_embeddings": False}
+    assert weigh(config).total == 7_272_665_088  # transformers 5.23 on the meta device
+
+
 def test_a_type_that_nobody_knows_is_left_to_transformers_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from weighbridge.formats import meta
 

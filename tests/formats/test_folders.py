@@ -28,6 +28,15 @@ def _reindex(folder: Path, change: Any) -> None:
     path.write_text(json.dumps(index))
 
 
+def test_weights_are_weighed_whatever_their_config_says_of_layers(tmp_path: Path) -> None:
+    layouts.write_folder(
+        tmp_path,
+        {"model.layers.0.mlp.up_proj.weight": ("F32", (3, 4))},
+        config={"model_type": "llama", "per_layer_config": {"0": {"hidden_size": 4}}},
+    )
+    assert open_model(str(tmp_path)).total == 12
+
+
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     (sharded / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(NotFound, match="model-00002-of-00003"):

@@ -18,6 +18,7 @@ from math import prod
 
 from weighbridge.formats.renames import Renames
 from weighbridge.ledger import Ledger
+from weighbridge.ledger.families import TIED_COPIES
 from weighbridge.ledger.report import Block, Line, Report, Table, Title
 
 _PACKED_LEAVES = {"qweight": "weight", "weight_packed": "weight", "W_q": "weight", "_weight_qdata": "weight"}
@@ -75,7 +76,7 @@ def compare(
     # Running statistics and codebooks are not learned, and cannot be made anew either: a model needs them as they are.
     wanted |= {name: t.shape for name, t in state.items() if t.dtype.kind == "float" and not name.endswith(_COMPUTED)}
     buffers = {name: t.shape for name, t in state.items() if name not in wanted}
-    held = _stored(stored, found) if stored is not None else []
+    held = _stored(stored, found, wanted) if stored is not None else []
     words = _EMPTY_WORDS | _top_words(wanted)
     # A checkpoint may hold the base model under its prefix, where the class at hand has none, or the other way round.
     words |= _top_words(one.name for one in held)
@@ -121,12 +122,13 @@ def compare(
     return found
 
 
-def _stored(ledger: Ledger, found: Comparison) -> list[Stored]:
+def _stored(ledger: Ledger, found: Comparison, wanted: Mapping[str, object]) -> list[Stored]:
     held = []
     found.extras = ledger.extras
     found.problems += _oddities(ledger)
     for family in ledger.families:
-        if family.extra is not None:
+        # What looks like a copy of an embedding may be a head of the class's own.
+        if family.extra is not None and not (family.extra == TIED_COPIES and family.first.name in wanted):
             continue
         packed = family.elements != prod(family.shape) or family.dtype.kind not in ("float", "complex")
         held += [

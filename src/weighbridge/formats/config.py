@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from weighbridge.ledger import Architecture, Mixer, Router, Row, Tower
-from weighbridge.ledger.errors import Malformed, Refused
+from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 if TYPE_CHECKING:
     from weighbridge.formats.blueprints import Built
@@ -110,7 +110,7 @@ def from_config(config: Mapping[str, object], *, built: "Built | None" = None) -
 
 def described(config: Mapping[str, object]) -> Architecture:
     """`from_config` with what the family's blueprint says of each layer, where one knows the config."""
-    from weighbridge.formats.blueprints import NotCovered, build
+    from weighbridge.formats.blueprints import build
 
     model_type, classes = config.get("model_type"), config.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
@@ -119,7 +119,7 @@ def described(config: Mapping[str, object]) -> Architecture:
             try:
                 built = build(config, model_type=model_type, class_name=class_name, facts_only=True)
                 return from_config(config, built=built)
-            except (NotCovered, Malformed, Refused):
+            except (Unknown, Malformed, Refused):
                 continue
     return from_config(config)
 

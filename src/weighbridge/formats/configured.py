@@ -7,7 +7,7 @@ from math import prod
 
 from weighbridge.formats import config as configs
 from weighbridge.formats import naming
-from weighbridge.formats.blueprints import NotCovered, Settings, build, family_of, type_of_class, types
+from weighbridge.formats.blueprints import NotCovered, Settings, build, class_of, family_of, type_of_class, types
 from weighbridge.formats.closed_form import closed_form
 from weighbridge.ledger import DTYPES, DType, Kind, Ledger, Rows, Source, Stated, kind_of
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Unknown
@@ -127,7 +127,9 @@ def _asked(config: Mapping[str, object]) -> tuple[str | None, str | None]:
     stated = config.get("model_type")
     if stated is not None and not isinstance(stated, str):
         raise Malformed(f"config.json: model_type is {str(stated)[:60]}", fix="it should be a name, such as llama")
-    if class_name is not None and (stated is None or family_of(stated) is None):
+    # A type that transformers knows and no blueprint does is itself, whatever its classes are called.
+    unknown = stated is None or (family_of(stated) is None and class_of(stated) is None)
+    if class_name is not None and unknown:
         by_class = type_of_class(class_name)
         if by_class is not None and "auto_map" not in config:
             return by_class, class_name

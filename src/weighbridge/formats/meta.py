@@ -76,6 +76,6 @@ def _refuse_absurd(config: Mapping[str, object], where: str) -> None:
         if isinstance(value, dict):
             _refuse_absurd(value, f"{path}.")
         elif isinstance(value, int) and not isinstance(value, bool):
-            layers = "layer" in name or "depth" in name or "blocks" in name
+            layers = name.endswith(("layers", "layer", "depth", "blocks"))
             if abs(value) > _LARGEST_FIELD or (layers and value > _MOST_LAYERS):
                 raise Malformed(f"config.json: {path} is {value:,}, more than any model has")

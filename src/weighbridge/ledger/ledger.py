@@ -99,7 +99,9 @@ class Ledger:
             adapter_files=self.adapter_files,
             stated=self.stated,
         )
-        self._ties = resolve(self._aliases, declared(families, self.architecture))
+        # A config alone states its ties: what names suggest is for files, which do not.
+        suggested = {} if self.stated.complete else declared(families, self.architecture)
+        self._ties = resolve(self._aliases, suggested)
         if not self._ties:
             return families
         return [part for family in families for part in self._without_copies(family)]

@@ -104,6 +104,31 @@ def test_packed_weights_count_unpacked() -> None:
     assert shown(eight)["parameters"]["total"] == 64 * 32 + 32
 
 
+@pytest.mark.parametrize("scheme", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"])
+def test_torchaos_weights_count_once_and_weigh_what_they_are_stored_in(scheme: str) -> None:
+    from torchao import quantization
+
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 32, bias=False)).to(torch.bfloat16)
+    counted = sum(p.numel() for p in model.parameters())
+    quantization.quantize_(model, getattr(quantization, scheme)())
+    parts = [getattr(layer.weight, part) for layer in model for part in layer.weight.__tensor_flatten__()[0]] + [
+        model[0].bias
+    ]
+    stored = sum(part.numel() * part.element_size() for part in parts)
+    for said in (weighbridge.show(model).data, weighbridge.show(model.state_dict()).data):
+        assert said["parameters"]["total"] == counted
+        assert said["bytes"] == stored
+        assert said["parameters"]["total"] + said["extras"]["total"] == sum(part.numel() for part in parts)
+
+
+def test_prompts_that_peft_learns_are_an_adapter() -> None:
+    base = tiny.build("llama")
+    learned = peft.get_peft_model(base, peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=8))
+    said = weighbridge.show(learned).data["parameters"]
+    trained = sum(p.numel() for p in learned.parameters() if p.requires_grad)
+    assert said["by_role"]["adapter"] == said["trainable"] == trained > 0
+
+
 def test_int8_weights_of_bitsandbytes_count_once_each() -> None:
     layer = bitsandbytes.nn.Linear8bitLt(64, 32, has_fp16_weights=False)
     layer.weight = bitsandbytes.nn.Int8Params(

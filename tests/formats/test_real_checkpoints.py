@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import transformers
 
 from weighbridge.formats.models import open_model
 
@@ -45,6 +46,22 @@ def test_a_tied_model_saved_with_both_copies_has_its_parameters_once(name: str, 
     assert ledger.stored == stored
     assert ledger.total + ledger.buffers + sum(ledger.extras.values()) == stored
     assert ledger.extras["tied_copies"] > 0
+
+
+def test_a_head_that_is_no_copy_is_none_whatever_it_is_called(tmp_path: Path) -> None:
+    """FLAVA's heads are shaped and called like its embeddings' copies, and are apart."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 40}
+    config = transformers.FlavaConfig(
+        text_config={"vocab_size": 70, **sizes},
+        image_config={"image_size": 32, "patch_size": 16, "vocab_size": 70, **sizes},
+        multimodal_config=sizes,
+        image_codebook_config={"hidden_size": 16, "vocab_size": 70},
+        hidden_size=32,
+        projection_dim=32,
+    )
+    model = transformers.FlavaForPreTraining(config)
+    model.save_pretrained(tmp_path)
+    assert open_model(str(tmp_path)).total == tiny.counted(model)
 
 
 @pytest.mark.parametrize(("name", "experts", "used"), [("qwen3-moe", 8, 2), ("mixtral", 4, 2), ("deepseek-v3", 8, 2)])

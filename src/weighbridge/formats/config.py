@@ -4,7 +4,7 @@ A field has one meaning and many names; the names are tried in order. Multimodal
 fields: those are looked up there first, since layers, experts and vocabulary are the decoder's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,18 @@ LARGEST = 16_000_000  # bytes; the largest real config.json, with a label map of
 _MOST = 1 << 32  # of anything: layers, heads, experts, words, positions
 # Counts of parameters hang on these: nonsense in them is refused. Elsewhere it is taken for not said.
 _COUNTED = frozenset({"layers", "experts", "experts_per_token", "mtp_layers"})
-_NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "ffn_config", "decoder")
+_NESTED = (
+    "text_config",
+    "llm_config",
+    "language_config",
+    "thinker_config",
+    "vlm_config",
+    "ffn_config",
+    "decoder",
+    "global_config",
+    "decoder_config",
+    "generator",
+)
 _SPARSE = ("marlin-24", "sparse-bitmask", "sparse-24-bitmask")  # formats that leave out zeros
 _NAMES: dict[str, tuple[str, ...]] = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth"),
@@ -112,8 +123,7 @@ def described(config: Mapping[str, object]) -> Architecture:
     """`from_config` with what the family's blueprint says of each layer, where one knows the config."""
     from weighbridge.formats.blueprints import build
 
-    model_type, classes = config.get("model_type"), config.get("architectures")
-    named = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+    model_type, named = config.get("model_type"), _class_of(config)
     if isinstance(model_type, str):
         for class_name in dict.fromkeys((named, None)):  # a class that nobody knows still has the type's layers
             try:
@@ -122,6 +132,29 @@ def described(config: Mapping[str, object]) -> Architecture:
             except (Unknown, Malformed, Refused):
                 continue
     return from_config(config)
+
+
+def apart(config: Mapping[str, object]) -> Callable[[str], bool]:
+    """Whether the class that a config names has a tensor for itself, by its name: no where nobody knows the class."""
+
+    @lru_cache(maxsize=1)
+    def known() -> Mapping[str, object]:
+        from weighbridge.formats.blueprints import build
+
+        model_type, named = config.get("model_type"), _class_of(config)
+        if not isinstance(model_type, str) or named is None:
+            return {}
+        try:
+            return build(config, model_type=model_type, class_name=named).tensors
+        except (Unknown, Malformed, Refused):
+            return {}
+
+    return lambda name: name in known()
+
+
+def _class_of(config: Mapping[str, object]) -> str | None:
+    classes = config.get("architectures")
+    return classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
 
 
 def _fill(values: dict[str, Any], built: "Built", mixers: Sequence[Mixer]) -> None:
@@ -141,11 +174,21 @@ def _fill(values: dict[str, Any], built: "Built", mixers: Sequence[Mixer]) -> No
                 value = view.read(name) if values[field] is None and view.has(name) else None
                 if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST:
                     values[field] = value
-    text = [mixer for mixer in mixers if mixer.tower == "text" and mixer.kind not in ("none", "cross")]
+    own = [mixer for mixer in mixers if mixer.kind not in ("none", "cross")]
+    own = [mixer for mixer in own if mixer.tower == "text"] or own
+    crossing = [mixer.module for mixer in mixers if mixer.kind == "cross" and mixer.tower == "text"]
+    crossing = [module for module in dict.fromkeys(crossing) if module.rpartition(".")[0] in crossing[0]]
+    if crossing and built.settings.read("is_encoder_decoder"):  # the decoder's, which keeps a cache
+        own = [mixer for mixer in own if mixer.module in crossing]
+        values["layers"] = len(crossing)
     for field in ("heads", "kv_heads", "head_dim"):
-        found = {getattr(mixer, field) for mixer in text} - {None}
+        found = {getattr(mixer, field) for mixer in own} - {None}
         if len(found) == 1:
             values[field] = found.pop()
+    latent = {(mixer.nope_dim, mixer.rope_dim) for mixer in own if mixer.kind == "latent"}
+    others = {mixer.kind for mixer in own} - {"latent", "linear", "ssm"}
+    if len(latent) == 1 and not others and None not in (widths := latent.pop()):
+        values["head_dim"] = sum(widths)  # of queries and keys, whatever the config calls its head_dim
 
 
 def _nested(config: Mapping[str, object]) -> list[Mapping[str, object]]:

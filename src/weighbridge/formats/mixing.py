@@ -1,15 +1,27 @@
 """How each layer of a model mixes tokens, and where its experts are: from what a blueprint built."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from weighbridge.formats.blueprints import Built, Settings
+from weighbridge.formats.blueprints import Built, Settings, class_of
 from weighbridge.ledger import Mixer, Router, Tower, role_of
 from weighbridge.ledger.errors import Malformed
 
 _TOWERS = ("vision", "audio")
-_AUDIO = ("num_mel_bins", "feat_extract_norm", "conv_stride")  # fields that only configs of sound have
+# What a model takes in first, as its class in transformers calls it.
+_TAKES = {
+    "input_ids": "text",
+    "pixel_values": "vision",
+    "pixel_values_videos": "vision",
+    "input_features": "audio",
+    "input_values": "audio",
+    "audio_mel": "audio",
+    "latents": "audio",
+}
+_NAMED = re.compile(r"(?:^|[_-])(text|vision|audio|speech)(?:_model|_encoder)?$")  # types of parts, by their last word
+_KINDS = {"text": "text", "vision": "vision", "audio": "audio", "speech": "audio"}
 _MIXER_FACTS = frozenset(field.name for field in fields(Mixer)) - {"module", "kind", "tower"}
 _ROUTER_FACTS = frozenset(field.name for field in fields(Router)) - {"module"}
 
@@ -17,7 +29,7 @@ _ROUTER_FACTS = frozenset(field.name for field in fields(Router)) - {"module"}
 def mixers_of(built: Built) -> tuple[Mixer, ...]:
     """Layer by layer, in the order in which the model holds them."""
     return tuple(
-        Mixer(module=module, kind=kind, tower=_tower(module, built.settings), **_checked(facts, _MIXER_FACTS, module))
+        Mixer(module=module, kind=kind, tower=_tower(module, built), **_checked(facts, _MIXER_FACTS, module))
         for module, kind, facts in built.mixers
     )
 
@@ -78,16 +90,20 @@ def _numbers(settings: Settings, names: tuple[str, ...]) -> list[int]:
     return found
 
 
-def _tower(module: str, settings: Settings) -> str:
-    """By the words in the module's name; a model of images or sound alone has no such word."""
+def _tower(module: str, built: Built) -> str:
+    """By the words in the module's name; else by what the model takes in whose config the module is built from: that
+    of the part it lies in, or of the whole.
+    """
     role = role_of(f"{module}.weight", (1, 1))
     if role in _TOWERS:
         return role
-    if "decoder" in module or settings.has("text_config"):
-        return "text"
-    if any(map(settings.has, _AUDIO)):
-        return "audio"
-    return "vision" if settings.has("image_size") and not settings.has("vocab_size") else "text"
+    inside = [settings for at, settings in built.parts if f"{module}.".startswith(f"{at}." if at else "")]
+    for settings in [*reversed(inside), built.settings]:
+        word, found = _NAMED.search(settings.model_type), class_of(settings.model_type)
+        if kind := _KINDS[word[1]] if word else _TAKES.get((found and found.input) or ""):
+            # Of a model that writes down what it sees or hears, the decoder is of text.
+            return "text" if "decoder" in module and settings.has("vocab_size") else kind
+    return "text"
 
 
 def _checked(facts: Mapping[str, Any], known: frozenset[str], module: str) -> dict[str, Any]:
@@ -103,5 +119,7 @@ def _checked(facts: Mapping[str, Any], known: frozenset[str], module: str) -> di
             raise Malformed(
                 f"config.json makes {name} of {module} {str(value)[:40]}", fix="it should be a whole number"
             )
+        if name in ("heads", "kv_heads", "head_dim") and value == 0:
+            raise Malformed(f"config.json makes {name} of {module} 0", fix="it should be 1 or more")
         found[name] = tuple(value) if isinstance(value, (list, tuple)) else value
     return found

@@ -280,7 +280,7 @@ def _ledger(parts: _Parts) -> Ledger:
         aliases=parts.header.aliases,
         signature=_signature(parts, architecture),
         notes=[*_notes(parts), *parts.header.notes],
-        stated=parts.header.stated,
+        stated=replace(parts.header.stated, apart=configs.apart(parts.config)),
     )
 
 

@@ -39,11 +39,14 @@ def header_of(module: Any) -> Header:
     seen: dict[int, str] = {}
     unsaved = 0
     alive = []  # a scripted module makes its tensors anew when asked: kept, none takes the identity of another
+    prompts = "prompt_encoder." if hasattr(module, "peft_config") else None  # of PEFT: what it learns in words' stead
     for prefix, owner in module.named_modules():
         packed = not _CODES.isdisjoint([*owner._buffers.keys(), *owner._parameters.keys()])
         role = _role(owner)
         for leaf, kind, tensor in _own(owner):
             name = f"{prefix}.{leaf}" if prefix else leaf
+            if prompts is not None and name.startswith(prompts):
+                roles[name] = "adapter"
             alive.append(tensor)
             if id(tensor) in seen:
                 aliases[name] = seen[id(tensor)]
@@ -64,7 +67,7 @@ def header_of(module: Any) -> Header:
                     roles[name] = role
                 for state, part in _quantization_state(tensor):
                     rows.append(_row(f"{name}.{state}", part, len(rows))[0])
-                    kinds[rows[-1].name] = "quantization_state" if "map" in state else "quantization_scales"
+                    kinds[rows[-1].name] = _kind_of_state(state)
         for leaf, tensor in _prepacked(owner, prefix):
             name = f"{prefix}.{leaf}" if prefix else leaf
             rows.append(_row(name, tensor, len(rows))[0])
@@ -89,6 +92,8 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
     """
     torch = sys.modules["torch"]
     rows: list[Row] = []
+    kinds: dict[str, str] = {}
+    elements: dict[str, int] = {}
     aliases: dict[str, str] = {}
     seen: dict[object, str] = {}
     left_out = 0
@@ -99,15 +104,20 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
             left_out += 1
             continue
         name = str(name)
-        row, _ = _row(name, tensor, len(rows))
+        row, logical = _row(name, tensor, len(rows))
         rows.append(row)
+        if _leaves(tensor):  # of torchao: bitsandbytes' states are entries of their own
+            kinds[name], elements[name] = "parameter", logical or 0
+            for state, part in _quantization_state(tensor):
+                rows.append(_row(f"{name}.{state}", part, len(rows))[0])
+                kinds[rows[-1].name] = _kind_of_state(state)
         place = _place(tensor)
         if place in seen:
             aliases[name] = seen[place]
         else:
             seen[place] = name
     notes = [f"{left_out} entries are no tensors and are not counted"] if left_out else []
-    return Header(rows=rows, aliases=aliases, notes=notes)
+    return Header(rows=rows, aliases=aliases, stated=Stated(kinds=kinds, elements=elements), notes=notes)
 
 
 def header_of_program(program: Any) -> Header:
@@ -152,9 +162,13 @@ def _row(name: str, tensor: Any, at: int) -> tuple[Row, int | None]:
         raise Unknown(f"{name} is a nested tensor, which has no one shape", fix="give its parts")
     # DeepSpeed's ZeRO-3 leaves an empty tensor and keeps the shape aside.
     shape = tuple(int(n) for n in getattr(tensor, "ds_shape", tensor.shape))
-    dtype = _dtype(name, tensor)
     state = getattr(tensor, "quant_state", None)
     logical = numel(tuple(state.shape)) if getattr(state, "shape", None) is not None else None
+    leaves = _leaves(tensor)
+    if leaves:
+        logical, tensor = numel(shape), leaves[_codes(leaves)]
+        shape = tuple(int(n) for n in tensor.shape)
+    dtype = _dtype(name, tensor)
     return Row(name, dtype, shape, 0, at, dtype.nbytes(numel(shape))), logical
 
 
@@ -177,8 +191,39 @@ def _place(tensor: Any) -> object:
     return pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
+def _leaves(tensor: Any) -> dict[str, Any]:
+    """The plain tensors inside a tensor that stands for quantized values, as torchao's do; of others, none. A tensor
+    spread over devices has one inside, too, which is like it.
+    """
+    found: dict[str, Any] = {}
+    waiting = [("", tensor)]
+    while waiting:
+        path, one = waiting.pop()
+        if hasattr(one, "__tensor_flatten__"):
+            names, _ = one.__tensor_flatten__()
+            waiting += [(f"{path}.{name}" if path else name, getattr(one, name)) for name in names]
+        elif path:
+            found[path] = one
+    return found if any(leaf.dtype != tensor.dtype for leaf in found.values()) else {}
+
+
+def _codes(leaves: Mapping[str, Any]) -> str:
+    """The one that holds the values: the largest, scales being fewer."""
+    return max(leaves, key=lambda path: leaves[path].numel())
+
+
+def _kind_of_state(name: str) -> str:
+    if "map" in name:
+        return "quantization_state"
+    return "quantization_zero_points" if "zero" in name else "quantization_scales"
+
+
 def _quantization_state(tensor: Any) -> Iterator[tuple[str, Any]]:
-    """The tensors that bitsandbytes hangs on a packed weight, as its checkpoints name them."""
+    """The tensors that torchao and bitsandbytes hang on a packed weight, by their own names."""
+    if leaves := _leaves(tensor):
+        codes = _codes(leaves)
+        yield from ((path, leaf) for path, leaf in leaves.items() if path != codes)
+        return
     state = getattr(tensor, "quant_state", None)
     if state is None:
         scales = getattr(tensor, "SCB", None)

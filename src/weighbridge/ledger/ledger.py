@@ -101,6 +101,8 @@ class Ledger:
         )
         # A config alone states its ties: what names suggest is for files, which do not.
         suggested = {} if self.stated.complete else declared(families, self.architecture)
+        if suggested and (apart := self.stated.apart) is not None:
+            suggested = {copy: original for copy, original in suggested.items() if not apart(copy)}
         self._ties = resolve(self._aliases, suggested)
         if not self._ties:
             return families

@@ -1,6 +1,6 @@
 """What a format itself says of its tensors, which needs no judging by name."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 
@@ -11,7 +11,8 @@ class Stated:
     `kinds` are "parameter", "buffer" or the name of an extra; `elements` the logical count of a packed tensor;
     `frozen` the parameters that training leaves alone, `trained` those that it sets although they are no floats, as the
     split features of a tree. `complete`: tensors without a stated kind are parameters,
-    whatever they are called.
+    whatever they are called. `apart` says whether the model's class has a tensor of that name for itself: then it is no
+    copy of another, whatever its name suggests.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -20,6 +21,7 @@ class Stated:
     frozen: Collection[str] = frozenset()
     trained: Collection[str] = frozenset()
     complete: bool = False
+    apart: Callable[[str], bool] | None = None
 
     def of(self, name: str) -> tuple[str | None, str | None, int | None, bool | None]:
         """(kind, role, elements, frozen) of a tensor: those alike in all of them are one family. Frozen is None where

@@ -11,12 +11,14 @@ import msgspec
 from weighbridge.formats.blueprints.values import Fields
 from weighbridge.ledger.errors import Malformed, Unknown
 
+_WORDS_TOO = {"autoformer.scaling", "laguna.gating"}  # fields that are a truth value or a word
 _DATA = Path(__file__).parents[1] / "data" / "configs.json"
 
 
 class Class(msgspec.Struct, frozen=True):
     """What a config class fills in and demands: `parts` are its sub-configs, in `multiples` the first field must be a
-    multiple of the second.
+    multiple of the second. `input` is what its model takes in first, such as `pixel_values`; `own_kinds` says that the
+    class has kinds of layers of its own.
     """
 
     defaults: dict[str, Any] = {}
@@ -24,6 +26,8 @@ class Class(msgspec.Struct, frozen=True):
     yielding: set[str] = set()  # aliases that the class declares as fields too: where both are stated, the target wins
     multiples: list[tuple[str, str]] = []
     parts: dict[str, "SubConfig"] = {}
+    input: str | None = None
+    own_kinds: bool = False
 
 
 class SubConfig(msgspec.Struct, frozen=True):
@@ -40,6 +44,7 @@ class _File(msgspec.Struct):
     base: dict[str, Any]
     left_out: str
     layer_types: dict[str, str]
+    allowed: dict[str, list[str]]
 
 
 @lru_cache(maxsize=1)
@@ -101,12 +106,39 @@ class Settings(Fields):
             raise Unknown(f"{self.path('per_layer_config')} is not understood")
         self._check_kinds()
         derive(self)
+        self._check_layers()
         self._check_multiples()
 
     def _check_kinds(self) -> None:
         for name, value in self._given.items():
-            if isinstance(value, bool) and type(self._class.defaults.get(name)) is int:
+            default = type(self._class.defaults.get(name))
+            if isinstance(value, bool) and default is int:
                 raise Malformed(f"{self.path(name)} is {str(value).lower()}", fix="it should be a whole number")
+            if isinstance(value, str) and default is bool and f"{self.model_type}.{name}" not in _WORDS_TOO:
+                raise Malformed(f"{self.path(name)} is {value[:40]!r}", fix="it should be true or false")
+
+    def _check_layers(self) -> None:
+        """The kinds of layers that the config lists are some that transformers knows, one for each layer: others would
+        be counted as any other layer.
+        """
+        layers = self.read("num_hidden_layers") if self.has("num_hidden_layers") else None
+        if self._class.own_kinds or not self._class.defaults or not isinstance(layers, int):
+            return
+        for name in _file().allowed:
+            kinds = self.read(name) if self._given.get(name) is not None else None
+            if not isinstance(kinds, list):
+                continue
+            if len(kinds) != layers:
+                raise Malformed(
+                    f"{self.path(name)} has {len(kinds):,} entries, {self.path('num_hidden_layers')} is {layers:,}",
+                    fix="give one for each layer",
+                )
+            for at, kind in enumerate(kinds):
+                if kind not in _file().allowed[name]:
+                    raise Malformed(
+                        f"{self.path(name)}[{at}] is {str(kind)[:40]!r}",
+                        fix=f"it should be one of {', '.join(_file().allowed[name])}",
+                    )
 
     def _check_multiples(self) -> None:
         for name, of in self._class.multiples:

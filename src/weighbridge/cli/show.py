@@ -49,7 +49,8 @@ def show(
     from weighbridge import verbs
 
     if not models and arch is None:
-        raise click.UsageError("Missing argument 'MODEL...'.")
+        what = "--set changes fields of a config" if settings else "Missing argument 'MODEL...'"
+        raise click.UsageError(f"{what}: name a model, or a type by --arch")
     if file == "" or base == "" or "" in models:
         raise click.UsageError("a name is empty: a shell variable that is not set?")
     glob = match if match is not None else ("*" if tensors else None)

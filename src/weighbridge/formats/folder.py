@@ -56,7 +56,11 @@ class LocalFolder:
                 try:
                     if entry.is_file():
                         self.files[prefix + entry.name] = entry.stat().st_size
-                    elif levels and entry.is_dir() and not entry.name.startswith("."):
+                    elif not entry.is_dir():
+                        # A pipe, or a link to nothing: whoever opens it is told so. Passed over, weights would seem to
+                        # be lacking by intent.
+                        self.files[prefix + entry.name] = 0
+                    elif levels and not entry.name.startswith("."):
                         self._list(folder / entry.name, f"{prefix}{entry.name}/", levels=levels - 1)
                 except OSError:
                     continue  # a link in circles, a folder that may not be read: nothing of the model's

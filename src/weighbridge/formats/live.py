@@ -70,10 +70,12 @@ def _header(thing: Any) -> tuple[str, Header]:
         return "state dict", torch_module.header_of_state(thing)
     header = pytree.header_of(thing)
     if header is None:
-        raise Refused(
-            f"an object of class {_title(thing)} is no model that is known",
-            fix="give a module, a state dict, a pytree of arrays, a Keras model, a fitted estimator, or a path",
-        )
+        fix = "give a module, a state dict, a pytree of arrays, a Keras model, a fitted estimator, or a path"
+        if _is(thing, "flax.linen", "Module"):
+            fix = "a Linen module holds no arrays: give what its init returned"
+        elif _is(thing, "diffusers", "DiffusionPipeline"):
+            fix = "give its models one by one, or the folder that save_pretrained writes"
+        raise Refused(f"an object of class {_title(thing)} is no model that is known", fix=fix)
     return "pytree", header
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from weighbridge.formats import naming
 from weighbridge.formats.folder import LocalFolder, Repository
 from weighbridge.formats.local import LocalFile
-from weighbridge.ledger.errors import NotFound, Refused
+from weighbridge.ledger.errors import NotFound, Refused, Unreachable
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
 _ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".json", ".onnx", ".tflite", ".npz", ".skops")
@@ -56,4 +56,7 @@ def locate(spec: str, file: str | None, *, offline: bool) -> tuple[Repository, s
         raise NotFound(f"no such file or folder: {name}", fix=fix)
     from weighbridge.formats.hub import resolve
 
-    return resolve(spec, file=file, offline=offline), selector or None, file
+    try:
+        return resolve(spec, file=file, offline=offline), selector or None, file
+    except Unreachable as error:
+        raise Unreachable(f"no file or folder here is called {name}, and {error.what}", fix=error.fix) from None

@@ -20,7 +20,7 @@ _TAKES = {
     "audio_mel": "audio",
     "latents": "audio",
 }
-_NAMED = re.compile(r"(?:^|[_-])(text|vision|audio|speech)(?:_model|_encoder)?$")  # types of parts, by their last word
+_NAMED = re.compile(r"(?<!_to)(?:^|[_-])(text|vision|audio|speech)(?:_model|_encoder)?$")  # types of parts, by their last word
 _KINDS = {"text": "text", "vision": "vision", "audio": "audio", "speech": "audio"}
 _MIXER_FACTS = frozenset(field.name for field in fields(Mixer)) - {"module", "kind", "tower"}
 _ROUTER_FACTS = frozenset(field.name for field in fields(Router)) - {"module"}
@@ -97,6 +97,8 @@ def _tower(module: str, built: Built) -> str:
     role = role_of(f"{module}.weight", (1, 1))
     if role in _TOWERS:
         return role
+    if "text_" in module:  # text_model, text_encoder: of a model that sees or hears first
+        return "text"
     inside = [settings for at, settings in built.parts if f"{module}.".startswith(f"{at}." if at else "")]
     for settings in [*reversed(inside), built.settings]:
         word, found = _NAMED.search(settings.model_type), class_of(settings.model_type)

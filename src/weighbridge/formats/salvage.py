@@ -26,6 +26,8 @@ def config_and_files(spec: str, *, offline: bool = False) -> tuple[Ledger, Ledge
         Refused: files that no config.json describes: GGUF, an adapter.
     """
     repository, selector, file = locate(spec, None, offline=offline)
+    if CONFIG not in repository.files and "adapter_config.json" in repository.files:
+        raise _adapter(spec)
     if CONFIG not in repository.files:
         raise NotFound(f"{spec} has no config.json to compare with", fix="download it beside the weights")
     if file is not None or selector:
@@ -41,8 +43,12 @@ def config_and_files(spec: str, *, offline: bool = False) -> tuple[Ledger, Ledge
     # A repository may hold the same model in several precisions: the one by the usual name is the model.
     main = [one for one in main if one.stem in ("model", "pytorch_model")] or main
     if not main and "adapter_config.json" in repository.files:
-        raise Refused(f"{spec} is an adapter: its config.json, if any, describes its base", fix="compare the base")
+        raise _adapter(spec)
     return expected, *_read(repository, main, config), types_in(config)
+
+
+def _adapter(spec: str) -> Refused:
+    return Refused(f"{spec} is an adapter: a config.json, if any, describes its base", fix="compare the base")
 
 
 def types_in(config: Mapping[str, object]) -> set[str]:

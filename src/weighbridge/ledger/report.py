@@ -80,6 +80,9 @@ class Report:
         """The machine's face: `schema` first, integers as integers."""
         return {"schema": self.schema, **self.data}
 
+    def __repr__(self) -> str:
+        return f"<{self.schema}: {self.summary}>" if self.summary else f"<{self.schema}>"
+
     def __str__(self) -> str:
         return "\n".join(line for line, _ in _text(self.blocks, styled=False))
 

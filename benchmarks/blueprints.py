@@ -424,7 +424,13 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
             if mine != theirs:
                 said.append(f"{name} layer {at}: cache {theirs}, blueprint {mine}")
         is_sliding = bool(getattr(layer, "is_sliding", False))
-        if kind != "none" and facts.get("kv_from") is None and is_sliding != (kind in ("sliding", "chunked")):
+        if kind == "compressed":
+            mine = (facts["kv_heads"], facts["head_dim"], facts["window"], facts["rate"])
+            theirs = (keys.shape[1], keys.shape[-1], layer.sliding_window, layer.compress_rate)
+            if mine != theirs:
+                said.append(f"{name} layer {at}: cache {theirs}, blueprint {mine}")
+        windowed = kind in ("sliding", "chunked", "compressed")
+        if kind != "none" and facts.get("kv_from") is None and is_sliding != windowed:
             said.append(f"{name} layer {at}: {type(layer).__name__} but {kind}")
         if is_sliding and kind in ("sliding", "chunked") and layer.sliding_window != facts["window"]:
             said.append(f"{name} layer {at}: window {layer.sliding_window}, blueprint {facts['window']}")

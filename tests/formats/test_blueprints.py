@@ -293,7 +293,8 @@ def test_the_commonest_families_equal_transformers_whatever_their_widths(model_t
 
 @pytest.mark.parametrize(
     "model_type", ["llama", "qwen2", "gemma3_text", "gpt_oss", "llama4_text", "qwen3_next", "lfm2", "mamba2", "jamba",
-                   "falcon_h1", "nemotron_h", "mimo_v2_flash", "cohere2", "starcoder2", "gpt_bigcode", "gemma2"]
+                   "falcon_h1", "nemotron_h", "mimo_v2_flash", "cohere2", "starcoder2", "gpt_bigcode", "gemma2",
+                   "deepseek_v4"]
 )  # fmt: skip
 def test_layers_are_as_the_cache_that_transformers_fills(model_type: str) -> None:
     row: dict[str, Any] = {}

@@ -165,6 +165,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         open_model(str(tmp_path / "model.safetensors"))
     with pytest.raises(NotFound):
         open_model(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(WeighError, match="not a regular file"):  # the config alone is not what was meant
+        open_model(str(tmp_path))
 
 
 def test_what_may_not_be_read_is_refused(sharded: Path) -> None:

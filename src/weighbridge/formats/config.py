@@ -187,8 +187,9 @@ def _fill(values: dict[str, Any], built: "Built", mixers: Sequence[Mixer]) -> No
             values[field] = found.pop()
     latent = {(mixer.nope_dim, mixer.rope_dim) for mixer in own if mixer.kind == "latent"}
     others = {mixer.kind for mixer in own} - {"latent", "linear", "ssm"}
-    if len(latent) == 1 and not others and None not in (widths := latent.pop()):
-        values["head_dim"] = sum(widths)  # of queries and keys, whatever the config calls its head_dim
+    nope, rope = latent.pop() if len(latent) == 1 and not others else (None, None)
+    if nope is not None and rope is not None:
+        values["head_dim"] = nope + rope  # of queries and keys, whatever the config calls its head_dim
 
 
 def _nested(config: Mapping[str, object]) -> list[Mapping[str, object]]:

@@ -34,13 +34,16 @@ class Repository(Protocol):
 
 
 class LocalFolder:
-    """A folder on a disk, with `levels` of subfolders: one, for those that may hold quantizations or parts."""
+    """A folder on a disk, with `levels` of subfolders: one, for those that may hold quantizations or parts. `odd` are
+    the names of what is no file: pipes, links to nothing.
+    """
 
     _MOST_FILES = 100_000
 
     def __init__(self, path: Path, *, location: str, base: str, version: str | None, levels: int = 1) -> None:
         self.path, self.location, self.base, self.version = path, location, base, version
         self.files: dict[str, int] = {}
+        self.odd: list[str] = []
         try:
             self._list(path, "", levels=levels)
         except OSError as error:
@@ -57,9 +60,7 @@ class LocalFolder:
                     if entry.is_file():
                         self.files[prefix + entry.name] = entry.stat().st_size
                     elif not entry.is_dir():
-                        # A pipe, or a link to nothing: whoever opens it is told so. Passed over, weights would seem to
-                        # be lacking by intent.
-                        self.files[prefix + entry.name] = 0
+                        self.odd.append(prefix + entry.name)
                     elif levels and not entry.name.startswith("."):
                         self._list(folder / entry.name, f"{prefix}{entry.name}/", levels=levels - 1)
                 except OSError:

@@ -20,7 +20,9 @@ _TAKES = {
     "audio_mel": "audio",
     "latents": "audio",
 }
-_NAMED = re.compile(r"(?<!_to)(?:^|[_-])(text|vision|audio|speech)(?:_model|_encoder)?$")  # types of parts, by their last word
+_NAMED = re.compile(
+    r"(?<!_to)(?:^|[_-])(text|vision|audio|speech)(?:_model|_encoder)?$"
+)  # types of parts, by their last word
 _KINDS = {"text": "text", "vision": "vision", "audio": "audio", "speech": "audio"}
 _MIXER_FACTS = frozenset(field.name for field in fields(Mixer)) - {"module", "kind", "tower"}
 _ROUTER_FACTS = frozenset(field.name for field in fields(Router)) - {"module"}
@@ -102,7 +104,7 @@ def _tower(module: str, built: Built) -> str:
     inside = [settings for at, settings in built.parts if f"{module}.".startswith(f"{at}." if at else "")]
     for settings in [*reversed(inside), built.settings]:
         word, found = _NAMED.search(settings.model_type), class_of(settings.model_type)
-        if kind := _KINDS[word[1]] if word else _TAKES.get((found and found.input) or ""):
+        if kind := _KINDS[word[1]] if word else _TAKES.get(found.input or "" if found else ""):
             # Of a model that writes down what it sees or hears, the decoder is of text.
             return "text" if "decoder" in module and settings.has("vocab_size") else kind
     return "text"

@@ -173,7 +173,11 @@ def _is_config_alone(repository: Repository, file: str | None) -> bool:
         named = file.endswith(".json") and file.rpartition("/")[2] not in _NO_CONFIGS
         # XGBoost's models are JSON, too, and begin with their learner.
         return named and file in repository.files and b'"learner"' not in repository.open(file).read(0, 64)
-    return CONFIG in repository.files and not any(one for one in candidates(repository.files) if not one.apart)
+    if CONFIG not in repository.files or any(one for one in candidates(repository.files) if not one.apart):
+        return False
+    for one in candidates(dict.fromkeys(getattr(repository, "odd", ()), 0)):
+        repository.open(one.files[0])  # says what is wrong with it: the config alone is not what was meant
+    return True
 
 
 def _configured(repository: Repository, name: str, settings: Mapping[str, object]) -> Ledger:

@@ -108,9 +108,9 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
         rows.append(row)
         if _leaves(tensor):  # of torchao: bitsandbytes' states are entries of their own
             kinds[name], elements[name] = "parameter", logical or 0
-            for state, part in _quantization_state(tensor):
-                rows.append(_row(f"{name}.{state}", part, len(rows))[0])
-                kinds[rows[-1].name] = _kind_of_state(state)
+            for leaf, part in _quantization_state(tensor):
+                rows.append(_row(f"{name}.{leaf}", part, len(rows))[0])
+                kinds[rows[-1].name] = _kind_of_state(leaf)
         place = _place(tensor)
         if place in seen:
             aliases[name] = seen[place]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 FULL, SLIDING, CHUNKED, LATENT, LINEAR, SSM = "full", "sliding", "chunked", "latent", "linear", "ssm"
-BIDIRECTIONAL, CROSS, NONE = "bidirectional", "cross", "none"
-MIXERS = (FULL, SLIDING, CHUNKED, LATENT, LINEAR, SSM, BIDIRECTIONAL, CROSS, NONE)
+COMPRESSED, BIDIRECTIONAL, CROSS, NONE = "compressed", "bidirectional", "cross", "none"
+MIXERS = (FULL, SLIDING, CHUNKED, LATENT, LINEAR, SSM, COMPRESSED, BIDIRECTIONAL, CROSS, NONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class Mixer:
     | full | keys and values of every token: kv_heads x (head_dim + value_dim) |
     | sliding, chunked | the same of the last `window` tokens |
     | latent | kv_rank + rope_dim of every token, shared by all heads |
+    | compressed | keys, also used as values, of the last `window` tokens, and an entry as wide for every `rate` |
     | linear, ssm | a fixed state: `conv` (channels, width), `state` (shape of the recurrent state) |
     | cross | keys and values of the encoder's tokens |
     | bidirectional, none | nothing |
@@ -33,6 +34,7 @@ class Mixer:
     head_dim: int | None = None
     value_dim: int | None = None  # where it differs from head_dim
     window: int | None = None  # tokens
+    rate: int | None = None  # tokens that one compressed entry stands for
     kv_rank: int | None = None
     rope_dim: int | None = None
     nope_dim: int | None = None

@@ -414,6 +414,11 @@ def cache_case(model_type: str, row: dict[str, Any]) -> list[str]:
             _, before, known = merged.get(module, (module, kind, {}))
             merged[module] = (module, kind if "kv_heads" in facts else before, known | dict(facts))
         cached = list(merged.values())
+    if len(cached) != len(layers):  # a model with a second decoder, which keeps a cache of its own
+        stacks: dict[str, list[Any]] = {}
+        for mixer in cached:
+            stacks.setdefault(re.split(r"\.\d+", mixer[0])[0], []).append(mixer)
+        cached = next((stack for stack in stacks.values() if len(stack) == len(layers)), cached)
     if len(cached) != len(layers):
         return [f"{name}: {len(layers)} cache layers, {len(cached)} in the blueprint"]
     for at, (layer, (_, kind, facts)) in enumerate(zip(layers, cached, strict=True)):

@@ -69,6 +69,7 @@ _GGUF_NAMES = {
     "context": "context_length",
     "experts": "expert_count",
     "experts_per_token": "expert_used_count",
+    "shared_experts": "expert_shared_count",
     "mtp_layers": "nextn_predict_layers",
 }
 
@@ -174,13 +175,24 @@ def _fill(values: dict[str, Any], built: "Built", mixers: Sequence[Mixer]) -> No
                 value = view.read(name) if values[field] is None and view.has(name) else None
                 if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST:
                     values[field] = value
-    own = [mixer for mixer in mixers if mixer.kind not in ("none", "cross")]
-    own = [mixer for mixer in own if mixer.tower == "text"] or own
+    own = _keeping(mixers)
     crossing = [mixer.module for mixer in mixers if mixer.kind == "cross" and mixer.tower == "text"]
     crossing = [module for module in dict.fromkeys(crossing) if module.rpartition(".")[0] in crossing[0]]
     if crossing and built.settings.read("is_encoder_decoder"):  # the decoder's, which keeps a cache
         own = [mixer for mixer in own if mixer.module in crossing]
         values["layers"] = len(crossing)
+    values.update(_alike(own))
+
+
+def _keeping(mixers: Sequence[Mixer]) -> list[Mixer]:
+    """Those of the language model that attend to its own sequence; of a model without one, of all of it."""
+    own = [mixer for mixer in mixers if mixer.kind not in ("none", "cross")]
+    return [mixer for mixer in own if mixer.tower == "text"] or own
+
+
+def _alike(own: Sequence[Mixer]) -> dict[str, int]:
+    """Heads and their width, where all layers have the same."""
+    values: dict[str, int] = {}
     for field in ("heads", "kv_heads", "head_dim"):
         found = {getattr(mixer, field) for mixer in own} - {None}
         if len(found) == 1:
@@ -190,6 +202,7 @@ def _fill(values: dict[str, Any], built: "Built", mixers: Sequence[Mixer]) -> No
     nope, rope = latent.pop() if len(latent) == 1 and not others else (None, None)
     if nope is not None and rope is not None:
         values["head_dim"] = nope + rope  # of queries and keys, whatever the config calls its head_dim
+    return values
 
 
 def _nested(config: Mapping[str, object]) -> list[Mapping[str, object]]:
@@ -301,5 +314,14 @@ def from_gguf(metadata: Mapping[str, object], rows: Iterable[Row] = ()) -> Archi
         values["layers"] -= values["mtp_layers"]  # block_count includes them
     if values["experts"] == 0:
         values["experts"] = values["experts_per_token"] = None
+    rows = list(rows)
     mixers, routers = mixers_of(metadata, rows)
-    return Architecture(model_type=str(family) if family else None, mixers=mixers, routers=routers, **values)
+    values |= _alike(_keeping(mixers))
+    names = {row.name for row in rows if row.name in ("token_embd.weight", "output.weight")}
+    return Architecture(
+        model_type=str(family) if family else None,
+        tied_embeddings="output.weight" not in names if "token_embd.weight" in names else None,
+        mixers=mixers,
+        routers=routers,
+        **values,
+    )

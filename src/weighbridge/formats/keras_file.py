@@ -6,20 +6,20 @@ Which variables are learned is told by the layer's class: Keras 3 files number t
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from weighbridge.formats import hdf5, keras_quantized
 from weighbridge.formats.archive import Archive
 from weighbridge.formats.header import Header
+from weighbridge.formats.keras_config import Layers
 from weighbridge.formats.plain_json import parse_json
 from weighbridge.ledger import NOWHERE, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
 _LARGEST_CONFIG = 16 << 20
-_DEEPEST = 32
-OPTIMIZER = "optimizer_state"
+OPTIMIZER, TIED_COPIES = "optimizer_state", "tied_copies"
 _KERNEL = ("kernel", "bias")
 _SCALE = ("gamma", "beta")
 _RECURRENT = ("kernel", "recurrent_kernel", "bias")
@@ -32,6 +32,7 @@ CLASSES: Mapping[str, tuple[str | None, tuple[str, ...], tuple[str, ...]]] = {
     "attention": ("attention", ("scale",), ()),
     "additive_attention": ("attention", ("scale",), ()),
     "embedding": ("embedding", ("embeddings",), ()),
+    "reversible_embedding": ("embedding", ("embeddings", "reverse_embeddings"), ()),
     "layer_normalization": ("norm", _SCALE, ()),
     "group_normalization": ("norm", _SCALE, ()),
     "rms_normalization": ("norm", ("scale",), ()),
@@ -43,24 +44,22 @@ CLASSES: Mapping[str, tuple[str | None, tuple[str, ...], tuple[str, ...]]] = {
     "lstm_cell": ("ssm", _RECURRENT, ()),
     "gru_cell": ("ssm", _RECURRENT, ()),
     "simple_rnn_cell": ("ssm", _RECURRENT, ()),
-    **{f"conv_lstm{n}d_cell": ("ssm", _RECURRENT, ()) for n in (1, 2, 3)},
+    "conv_lstm_cell": ("ssm", _RECURRENT, ()),
     **{f"conv{n}d": ("conv", _KERNEL, ()) for n in (1, 2, 3)},
     **{f"conv{n}d_transpose": ("conv", _KERNEL, ()) for n in (1, 2, 3)},
     **{f"depthwise_conv{n}d": ("conv", _KERNEL, ()) for n in (1, 2)},
     **{f"separable_conv{n}d": ("conv", ("depthwise_kernel", "pointwise_kernel", "bias"), ()) for n in (1, 2)},
 }
+# Layers that hold weights in parts of their own, and no other variables.
+_HOLDERS = frozenset(["lstm", "gru", "simple_rnn", "rnn", "stacked_rnn_cells", "bidirectional", "time_distributed"])
+_HOLDERS |= {"conv_lstm1d", "conv_lstm2d", "conv_lstm3d", "sequential", "functional", "model"}
+# Names that are learned in whatever layer: others in a class that is not Keras's own may be anything.
+_LEARNED = frozenset(name for _, learned, _ in CLASSES.values() for name in learned) - {"scale"}
+_LORA = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
 _NOT_LEARNED = ("moving_mean", "moving_variance", "vector_u", "seed_generator_state")
 _VARIABLE = re.compile(r"(?:(?P<layer>.+)/)?vars/(?P<at>\d{1,6})")
 _ATTENTION = re.compile(r"(^|/)(multi_head|grouped_query)_attention(_\d+)?(/|$)")
 _NUMBER = re.compile(r"(_\d+)$")
-
-
-class Layer(NamedTuple):
-    """What a model's config says of a layer; `mode` is how it is quantized."""
-
-    title: str
-    trainable: bool
-    mode: str | None
 
 
 class Judged(NamedTuple):
@@ -71,10 +70,6 @@ class Judged(NamedTuple):
     role: str | None = None
     frozen: bool = False
     elements: int | None = None
-
-
-Layers = Mapping[tuple[str, ...], Layer]  # by their names from the outside in
-_NO_LAYER = Layer("", True, None)
 
 
 def read_keras(file: File, *, index: int = 0) -> Header:
@@ -110,7 +105,7 @@ def _header(file: File, index: int, base: int, size: int, config: object) -> Hea
     numbered = all(_VARIABLE.fullmatch(path) for path in found.datasets)
     if config is None and ("", "model_config") in found.texts:
         config = parse_json(found.texts["", "model_config"].encode(), f"{file.name}: model_config")
-    layers = dict(_layers(config))
+    layers = Layers(config)
     judge = _Numbered(found, layers, file.name) if numbered else _Named(layers)
     rows: list[Row] = []
     kinds: dict[str, str] = {}
@@ -134,6 +129,8 @@ def _header(file: File, index: int, base: int, size: int, config: object) -> Hea
             frozen.add(name)
     apart = sum(dataset.offset is None and numel(dataset.shape) > 0 for dataset in found.datasets.values())
     notes = [f"{apart:,} of its arrays lie in chunks: bytes are those once unpacked"] if apart else []
+    if not layers.complete:
+        notes.append("the file does not say which layers are frozen: what is learned in them counts as trainable")
     stated = Stated(kinds=kinds, roles=roles, elements=elements, frozen=frozenset(frozen))
     return Header(rows=rows, stated=stated, notes=notes, format="keras")
 
@@ -153,21 +150,26 @@ class _Numbered:
         layer = group.removesuffix("vars").rstrip("/")
         if layer.partition("/")[0] == "optimizer":
             return Judged(path, OPTIMIZER)
+        if layer.partition("/")[0] == "metrics":  # of Keras 2: what the last epoch came to
+            return Judged(path, "buffer")
         names, at = self._names(layer), int(number)
-        mode = self._layers.get(names, _NO_LAYER).mode
+        mode = self._layers.of(names).mode
         if mode is not None:
             return self._quantized(names, group, at, mode)
         if dataset.dtype.name in ("I8", "U8"):
             raise Unknown(f"{self._file}: {path} holds codes of a quantized layer", fix="save the model as .keras")
+        if len(self._shapes[group]) == 2 and self._title(layer, group) == "spectral_normalization":
+            # The kernel of the layer that it wraps, stored there too, and its own vector.
+            return Judged(path, TIED_COPIES if at == 0 else "buffer")
         role, learned, kept = self._class(layer, group, dataset)
         plain = len(self._shapes[group]) - len(kept)
         if at >= plain:
             return Judged("/".join((*names, kept[at - plain])), "buffer")
         variable = learned[at] if len(learned) == plain else f"vars/{at}"
-        return Judged("/".join((*names, variable)), "parameter", role, _frozen(names, self._layers))
+        return Judged("/".join((*names, variable)), "parameter", role, self._layers.frozen(names))
 
     def _quantized(self, names: tuple[str, ...], group: str, at: int, mode: str) -> Judged:
-        title, shapes = self._layers[names].title, self._shapes[group]
+        title, shapes = self._layers.of(names).title, self._shapes[group]
         listed = keras_quantized.variables(title, mode, len(shapes))
         if listed is None or set(shapes) != set(range(len(listed))):
             raise Unknown(f"{self._file}: {'/'.join(names)} is quantized to {mode} in a way that is not known")
@@ -175,7 +177,7 @@ class _Numbered:
         extra = keras_quantized.extra_of(variable)
         if extra is not None:
             return Judged(name, extra)
-        role, is_frozen = CLASSES[title][0], _frozen(names, self._layers)
+        role, is_frozen = CLASSES[title][0], self._layers.frozen(names)
         if variable not in keras_quantized.CODES:
             return Judged(name, "parameter", role, is_frozen)
         servants = {listed[number]: shape for number, shape in shapes.items()}
@@ -192,7 +194,8 @@ class _Numbered:
             own = self._texts.get((f"{at}/vars", "name"))
             if own is not None:
                 found.append(own)
-        return tuple(found) or tuple(layer.split("/"))
+        groups = tuple(layer.split("/"))
+        return tuple(found) or self._layers.named(groups) or groups
 
     def _class(
         self, layer: str, group: str, dataset: hdf5.Dataset
@@ -200,15 +203,10 @@ class _Numbered:
         count = len(self._shapes[group])
         if dataset.dtype.name == "U32" and count == 1:
             return CLASSES["seed_generator"]
-        parent, _, last = layer.rpartition("/")
-        # In a list of layers the group is called after the class; elsewhere after an attribute, and then the config
-        # tells the class, or a layer of Keras's own that has such parts.
-        title = _NUMBER.sub("", last) if parent.rpartition("/")[2] == "layers" else ""
-        title = title or self._layers.get(self._names(layer), _NO_LAYER).title
-        if not title and _ATTENTION.search(parent):
+        title = self._title(layer, group)
+        around = layer.rpartition("/")[0]
+        if not title and _ATTENTION.search("/".join([around, *self._names(around)])):
             return ("attention", _KERNEL, ()) if count <= len(_KERNEL) else ("attention", (), ())
-        if not title and last == "cell":
-            title = _NUMBER.sub("", self._texts.get((group, "name"), ""))
         role, learned, kept = CLASSES.get(title, (None, (), ()))
         if title not in CLASSES or not len(kept) <= count <= len(learned) + len(kept):
             raise Unknown(
@@ -216,6 +214,31 @@ class _Numbered:
                 fix="load it with Keras, and weighbridge.show(model)",
             )
         return role, learned, kept
+
+    def _title(self, layer: str, group: str) -> str:
+        """A layer's class: as the config has it; else as its group is called in a list of layers; else by the name
+        that Keras gave it after its class, or that a group in another list has, where the shapes bear it out.
+        """
+        parent, _, last = layer.rpartition("/")
+        said = self._layers.of(self._names(layer))
+        if said.title:
+            return "" if said.custom else said.title
+        called = _NUMBER.sub("", last)
+        if parent.rpartition("/")[2] in ("layers", "cells"):
+            return called
+        guesses = {called, _NUMBER.sub("", self._texts.get((group, "name"), ""))} & CLASSES.keys()
+        shapes = [self._shapes[group][at] for at in sorted(self._shapes[group])]
+        return guesses.pop() if len(guesses) == 1 and _fits(next(iter(guesses)), shapes) else ""
+
+
+def _fits(title: str, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether variables may be those of a layer of that class: a kernel with its bias, scales of one width."""
+    role, learned, _ = CLASSES[title]
+    if role == "norm":
+        return len(set(shapes)) == 1
+    if learned == _KERNEL and "depthwise" not in title and len(shapes) == 2:
+        return len(shapes[0]) > 1 and len(shapes[1]) > 0 and shapes[1][-1] in shapes[0][-2:]
+    return len(shapes[0]) > 1
 
 
 class _Named:
@@ -230,47 +253,28 @@ class _Named:
         if dataset.dtype.name in ("I8", "U8"):
             raise Unknown(f"{path} holds codes of a quantized layer", fix="save the model as .keras")
         parts = path.removeprefix("model_weights/").split("/")
-        # The layer's group holds its variables under their full names, which begin with the layer's again.
+        # A layer's group is called after it and holds its variables under their full names, which may begin with the
+        # model's name, and have the layer's again.
+        around = self._layers.around(tuple(parts[:-1]))
         parts = parts[1:] if len(parts) > 2 else parts
         name, last = "/".join(parts), parts[-1].partition(":")[0]
         if last in _NOT_LEARNED:
             return Judged(name, "buffer")
+        if last in _LORA:
+            return Judged(name, "parameter", "adapter")
         if last.endswith(("_scale", "_amax_history")):
             raise Unknown(f"{name} belongs to a quantized layer", fix="save the model unquantized")
         role = None
-        for end in range(1, len(parts)):
-            title = self._layers.get(tuple(parts[:end]), _NO_LAYER).title
-            role = role if role == "attention" else CLASSES.get(title, (role,))[0]
-            if title in CLASSES and last in CLASSES[title][2]:
-                return Judged(name, "buffer")
-        return Judged(name, None, role, _frozen(tuple(parts[:-1]), self._layers))
-
-
-def _frozen(names: tuple[str, ...], layers: Layers) -> bool:
-    """Whether the layer of that name, or one around it, is not trained."""
-    return any(not layers.get(names[:end], _NO_LAYER).trainable for end in range(1, len(names) + 1))
-
-
-def snake(name: str) -> str:
-    """A class's name as Keras writes it in files."""
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", name)).lower()
-
-
-def _layers(config: object, outer: tuple[str, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[str, ...], Layer]]:
-    """The layers that a model's config lists, by names. The outermost model's own name is left out."""
-    if not isinstance(config, dict) or not isinstance(inner := config.get("config"), dict) or depth > _DEEPEST:
-        return
-    if depth:
-        outer = (*outer, str(inner.get("name")))
-        title = snake(str(config.get("class_name")))
-        yield outer, Layer(title, inner.get("trainable") is not False, _mode(inner.get("dtype")))
-    listed: list[Any] = [*inner["layers"]] if isinstance(inner.get("layers"), list) else []
-    for layer in [*listed, inner.get("layer")]:
-        yield from _layers(layer, outer, depth + 1)
-
-
-def _mode(policy: object) -> str | None:
-    """How a layer of that policy of types is quantized: "int8", "int4", ..."""
-    config = policy.get("config") if isinstance(policy, dict) else None
-    mode = config.get("mode") if isinstance(config, dict) else None
-    return mode.partition("/")[0] if isinstance(mode, str) else None
+        for layer in around:
+            role = role if role == "attention" else CLASSES.get(layer.title, (role,))[0]
+        own = around[-1] if around else None
+        if own is not None and own.title in CLASSES and last in CLASSES[own.title][2]:
+            return Judged(name, "buffer")
+        foreign = own is not None and (own.custom or own.title not in CLASSES.keys() | _HOLDERS)
+        if foreign and last not in _LEARNED:
+            raise Unknown(
+                f"whether {name} is learned cannot be told: it is of a layer of its author's own",
+                fix="load it with Keras, and weighbridge.show(model)",
+            )
+        adapted = own is not None and own.lora and last in ("kernel", "embeddings")
+        return Judged(name, None, role, adapted or any(not layer.trainable for layer in around))

@@ -5,7 +5,8 @@ from typing import Any
 from weighbridge.formats import keras_quantized
 from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
-from weighbridge.formats.keras_file import CLASSES, snake
+from weighbridge.formats.keras_config import snake
+from weighbridge.formats.keras_file import CLASSES
 from weighbridge.ledger import Row, Stated, numel
 from weighbridge.ledger.errors import Unknown
 

@@ -7,6 +7,7 @@ Source: TensorFlow 2.21 `saved_object_graph.proto`, `trackable_object_graph.prot
 `variable.proto`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from weighbridge.formats.protobuf import BYTES, Field, Wire
@@ -21,6 +22,7 @@ class Said:
     """What the graph's file says of the variables: by number of the object, or by name in files of TensorFlow 1."""
 
     variables: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    listed: set[int] | None = None  # what a Keras model itself lists as trained: not what a layer of it freezes
     trained: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
     objects: bool = False
@@ -74,11 +76,10 @@ def said_by(file: File) -> Said:
 
 
 def _objects(wire: Wire, graph: Field, said: Said) -> None:
-    number = -1
-    for node in wire.fields(graph.start, graph.end):
-        if node.number != 1 or node.wire != BYTES:
-            continue
-        number += 1
+    listing = None
+    for number, node in enumerate(_nodes(wire, graph)):
+        if number == 0:
+            listing = next((n for name, n in _children(wire, node) if name == "trainable_variables"), None)
         for part in wire.fields(node.start, node.end):
             if part.number == 7 and part.wire == BYTES:
                 name, trained = "", False
@@ -88,6 +89,26 @@ def _objects(wire: Wire, graph: Field, said: Said) -> None:
                     elif each.number == 6 and each.wire == BYTES:
                         name = wire.text(each)
                 said.variables[number] = name, trained
+    if listing is not None:
+        node = next((node for number, node in enumerate(_nodes(wire, graph)) if number == listing), None)
+        said.listed = {n for _, n in _children(wire, node)} if node is not None else None
+
+
+def _nodes(wire: Wire, graph: Field) -> Iterator[Field]:
+    return (node for node in wire.fields(graph.start, graph.end) if node.number == 1 and node.wire == BYTES)
+
+
+def _children(wire: Wire, node: Field) -> Iterator[tuple[str, int]]:
+    """(name, number) of the objects that an object holds."""
+    for part in wire.fields(node.start, node.end):
+        if part.number == 1 and part.wire == BYTES:
+            name, number = "", 0
+            for each in wire.fields(part.start, part.end):
+                if each.number == 1 and each.wire != BYTES:
+                    number = each.value
+                elif each.number == 2 and each.wire == BYTES:
+                    name = wire.text(each)
+            yield name, number
 
 
 def _collection(wire: Wire, part: Field, said: Said) -> None:

@@ -236,7 +236,7 @@ def _kind(entry: _Entry, said: Said, number: int, name: str) -> str:
                 return "buffer"
             raise Unknown(f"the graph does not say whether {name!r} is trained", fix="save the model again")
         if trained:
-            return "parameter"
+            return "parameter" if said.listed is None or number in said.listed else "frozen"
         return "frozen" if name.rpartition("/")[2] in _WEIGHTS else "buffer"
     if not said.collections:
         raise Unknown(f"nothing says whether {name!r} is trained", fix="save the model with TensorFlow 2")

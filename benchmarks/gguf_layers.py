@@ -10,6 +10,7 @@ reads off the same file. `--record` keeps files' headers and logs for the test s
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -43,18 +44,25 @@ ASKED: dict[str, Any] = {
 EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
 WINDOW = {"attention.sliding_window": 512}
 LATENT = {
-    "attention.head_count_kv": 1, "attention.key_length": 192, "attention.value_length": 128, "rope.dimension_count": 64,
+    "attention.head_count_kv": 1, "attention.key_length": 192, "attention.value_length": 128,
+    "rope.dimension_count": 64,
     "attention.kv_lora_rank": 128, "attention.key_length_mla": 96, "attention.value_length_mla": 64,
     "attention.q_lora_rank": 96, **EXPERTS,
 }  # fmt: skip
+
+
+def _all(names: str, metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return dict.fromkeys(names.split(), metadata)
+
+
 SOME = {"attention.head_count_kv": [0, 0, 0, 2, 0, 0, 0, 2]}
 FAMILIES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["llama", "baichuan", "gpt2", "gptneox", "mpt", "refact", "bloom", "stablelm", "qwen2", "qwen3"], {}),
-    **dict.fromkeys(["gemma", "starcoder2", "command-r", "openelm", "internlm2", "orion", "olmo", "chatglm", "glm4"], {}),
-    **dict.fromkeys(["phi2", "minicpm", "plamo", "xverse", "nemotron", "exaone", "granite", "smollm3", "seed_oss"], {}),
-    **dict.fromkeys(["modern-bert", "neo-bert", "eurobert", "gemma-embedding"], WINDOW),
-    **dict.fromkeys(["gemma2", "gemma3", "cohere2", "olmo2", "exaone4", "exaone-moe", "afmoe", "gpt-oss"], WINDOW | EXPERTS),
-    **dict.fromkeys(["qwen2moe", "qwen3moe", "phimoe", "bailingmoe2", "ernie4_5-moe", "hunyuan-moe"], EXPERTS),
+    **_all("llama baichuan gpt2 gptneox mpt refact bloom stablelm qwen2 qwen3", {}),
+    **_all("gemma starcoder2 command-r openelm internlm2 orion olmo chatglm glm4", {}),
+    **_all("phi2 minicpm plamo xverse nemotron exaone granite smollm3 seed_oss", {}),
+    **_all("modern-bert neo-bert eurobert gemma-embedding", WINDOW),
+    **_all("gemma2 gemma3 cohere2 olmo2 exaone4 exaone-moe afmoe gpt-oss", WINDOW | EXPERTS),
+    **_all("qwen2moe qwen3moe phimoe bailingmoe2 ernie4_5-moe hunyuan-moe", EXPERTS),
     "plamo3": WINDOW, "llama4": EXPERTS, "gemma3n": WINDOW, "smallthinker": WINDOW | EXPERTS,
     "deepseek2": LATENT, "mistral4": LATENT,
     "kimi-linear": LATENT | {"attention.head_count_kv": [0, 0, 0, 1, 0, 0, 0, 1], "kda.head_dim": 64},
@@ -149,10 +157,11 @@ def expected(mixers: tuple[Mixer, ...], record: list[dict[str, Any]]) -> list[di
     own = {int(mixer.module.rpartition(".")[2]): [] for mixer in mixers}
     for mixer in mixers:
         own[int(mixer.module.rpartition(".")[2])].append(mixer)
+    keys = [cache for cache in record if not cache["state"]]
+    split = len(keys) > 1 or any(cache["cells"] < CONTEXT for cache in keys)
     for cache in record:
         layers, first, second = [], 0, 0
-        windowed = len(record) > 1 and not cache["state"] and cache["cells"] < CONTEXT
-        split = any(not other["state"] and other["cells"] < CONTEXT for other in record)
+        windowed = cache is keys[-1] if split else False  # llama.cpp makes that of the windowed layers last
         for number, listed in own.items():
             for mixer in listed:
                 if cache["state"] and mixer.kind in ("linear", "ssm"):
@@ -192,8 +201,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             path = f"{place}/model.gguf"
             command = [sys.executable, __file__, family, "--grow", path]
-            # It may crash on such a small model once its caches are there.
-            subprocess.run(command, env={**os.environ, "GGML_NO_BACKTRACE": "1"}, stderr=subprocess.DEVNULL, timeout=300)
+            # It may crash or hang on such a small model once its caches are there.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                quiet = {"stderr": subprocess.DEVNULL, "timeout": 40}
+                subprocess.run(command, env={**os.environ, "GGML_NO_BACKTRACE": "1"}, check=False, **quiet)
             header = json.loads(Path(f"{path}.json").read_text())
             found = caches(Path(f"{path}.log").read_text(errors="replace"))
             loaded = "llama_context: n_seq_max" in Path(f"{path}.log").read_text(errors="replace")
@@ -208,7 +219,7 @@ def main() -> int:
     if asked.record and not differ:
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in records.items())
         version = __import__("importlib.metadata").metadata.version("xllamacpp")
-        about = f"Headers of small GGUF files and what llama.cpp allocated for them: xllamacpp {version} (MIT), by benchmarks/gguf_layers.py."
+        about = f"Headers of small GGUF files and what llama.cpp allocated for them: xllamacpp {version} (MIT)"
         asked.record.write_text(f'{{"about": {json.dumps(about)},\n"families": {{\n{lines}\n}}}}\n')
     print(f"{len(records)} families, {differ} differ")
     return int(differ > 0)

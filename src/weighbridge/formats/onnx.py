@@ -9,19 +9,21 @@ Source: onnx 1.23 (IR version 14); torch 2.13 `torch.onnx.export`; onnxruntime 1
 
 from collections.abc import Callable, Iterator
 
-from weighbridge.formats import onnx_uses
+from weighbridge.formats import onnx_uses, onnx_values
 from weighbridge.formats.graph_notes import graph_notes
 from weighbridge.formats.header import Header
 from weighbridge.formats.onnx_graph import Model, parse
 from weighbridge.formats.onnx_judge import (
+    REPEATED,
     Stating,
     Stored,
     folded_copies,
     kind_of,
     maybe_tied,
     role_to_state,
+    settled,
 )
-from weighbridge.formats.onnx_uses import PARAMETER
+from weighbridge.formats.onnx_uses import OPERAND, PARAMETER
 from weighbridge.ledger import DTYPES, NOWHERE, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, NotFound, Truncated
 
@@ -43,7 +45,7 @@ def read(file: File, *, index: int = 0, beside: Callable[[str], File | None] | N
     """
     model = parse(file)
     stating = Stating(model.graph)
-    everything = list(_listed(model, file.name, stating))
+    everything = settled(list(_listed(model, file.name, stating)), file.name)
     listed = [one for one in everything if one.constant.dtype is not None]
     if not listed:
         raise Malformed(f"{file.name} stores no tensor", fix="save the model with its weights")
@@ -61,9 +63,15 @@ def read(file: File, *, index: int = 0, beside: Callable[[str], File | None] | N
             roles[one.name] = role
         packed = one.use.elements if one.use is not None and kind == PARAMETER else None
         count = numel(one.constant.shape) if packed is None else packed
+        if one.how == REPEATED and kind == PARAMETER:
+            count = onnx_values.unrepeated(row, [file, *files][row.file - index])
+        elif one.use is not None and one.use.halves and kind == PARAMETER:
+            count = onnx_values.without_empty_halves(row, [file, *files][row.file - index])
         if count != numel(row.shape):
             elements[one.name] = count
     notes = list(_notes(everything, rows, kinds, model))
+    if not stating:
+        notes += _by_name(listed, kinds)
     notes += [
         f"{copy!r} is {table!r} once more ({_SAMPLES} values compared): counted once" for copy, table in tied.items()
     ]
@@ -89,8 +97,9 @@ def _listed(model: Model, file: str, stating: Stating) -> Iterator[Stored]:
                 name = f"{where}{own}" if again == 1 else f"{where}{own}@{again}"
             names.add(name)
             constant = graph.constants[own]
-            stated, sources = stating.of(own, graph)
-            yield Stored(name, own, constant, value.use, own in places, stated, sources)
+            stated, sources, how = stating.of(own, graph)
+            inner = graph is not model.graph
+            yield Stored(name, own, constant, value.use, own in places, stated, sources, how, inner)
 
 
 def _rows(
@@ -169,6 +178,17 @@ def _tied(listed: list[Stored], rows: list[Row], files: list[File], index: int) 
             if len(seen) > 1:  # all alike: zeros say nothing
                 found[head.name] = table.name
     return found
+
+
+def _by_name(listed: list[Stored], kinds: dict[str, str]) -> Iterator[str]:
+    """What the name alone makes a parameter, where no exporter says what it is."""
+    loose = [one for one in listed if one.name not in kinds and (one.use is None or one.use.kind == OPERAND)]
+    count = sum(numel(one.constant.shape) for one in loose)
+    if loose:
+        yield (
+            f"{count:,} values in {len(loose):,} constants are parameters by their names alone (first:"
+            f" {loose[0].own!r}): a table that is not learned would look the same"
+        )
 
 
 def _notes(everything: list[Stored], rows: list[Row], kinds: dict[str, str], model: Model) -> Iterator[str]:

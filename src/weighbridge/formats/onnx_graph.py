@@ -17,9 +17,6 @@ _MOST_CONSTANTS = 150_000
 _LONGEST_PROVENANCE = 256 << 10
 _LONGEST_SIGNATURE = 8 << 20
 
-_PROVENANCE = 1 << 20
-_LONGEST_SIGNATURE = 8 << 20
-
 _PROVENANCE = "pkg.onnxscript.optimizer.folded_from"
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 _CLASSICAL = "ai.onnx.ml"

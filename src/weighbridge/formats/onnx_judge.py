@@ -34,6 +34,20 @@ _VARIABLE = re.compile(
     r"ReadVariableOp|/read\b|Variable|kernel|weights?\b|bias(?:es)?\b|gamma|beta\b|embeddings?\b|moving_"
 )
 _NUMBER = re.compile(r"\d+")
+_COUNTED = re.compile(r"_\d+$")
+COMPUTED, REPEATED = "computed", "repeated"
+# What torch calls the steps of which some change how many values there are, as the optimizer lists them.
+_COMPUTING = frozenset(
+    ["linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "mv", "conv1d", "conv2d", "conv3d"]
+)
+_COMPUTING |= {"index", "index_select", "gather", "embedding", "take"}
+_REPEATING = frozenset(["expand", "expand_as", "repeat", "repeat_interleave", "tile"])
+# What programs call tables that are not learned. Where nothing says what a constant is, its name has to.
+_TABLES = frozenset(
+    ["pe", "mean", "std", "mask", "attn_mask", "causal_mask", "freqs", "freqs_cis", "anchors", "positions"]
+)
+_TABLES |= {"image_mean", "image_std", "pixel_mean", "pixel_std"}
+_NEUTRAL = frozenset({"unity"})  # a one that skl2onnx subtracts from
 
 
 class Stored(NamedTuple):
@@ -46,6 +60,8 @@ class Stored(NamedTuple):
     sparse: bool  # the places of a sparse tensor's values
     stated: str | None  # its kind as the exporter states it
     sources: tuple[str, ...]  # the parameters that it was computed from
+    how: str = ""  # how, where that changes the number of values: COMPUTED, REPEATED
+    inner: bool = False  # of the body of an operator
 
 
 class Stating:
@@ -60,8 +76,8 @@ class Stating:
     def __bool__(self) -> bool:
         return bool(self._kinds)
 
-    def of(self, name: str, graph: Graph) -> tuple[str | None, tuple[str, ...]]:
-        """(kind, the parameters that it was computed from), of the constant or of what a quantizer made it from."""
+    def of(self, name: str, graph: Graph) -> tuple[str | None, tuple[str, ...], str]:
+        """(kind, the parameters that it was computed from, how), of a constant or of what a quantizer made it from."""
         known = name in self._kinds or name in graph.kinds or name in graph.folded
         name = name if known else _bare(name)
         kind = self._kinds.get(name)
@@ -70,10 +86,34 @@ class Stating:
                 PARAMETER if graph.kinds[name] == "PARAMETER" else BUFFER if graph.kinds[name] != "USER_INPUT" else None
             )
         if kind is not None or not self._kinds or name not in graph.folded:
-            return kind, ()
+            return kind, (), ""
         sources = [one or other for one, other in _QUOTED.findall(graph.folded[name])]
         learned = tuple(dict.fromkeys(s for s in sources if self._kinds.get(s) == PARAMETER))
-        return PARAMETER if learned else BUFFER, learned
+        steps = {_COUNTED.sub("", step) for step in (name, *sources) if step not in self._kinds}
+        how = COMPUTED if steps & _COMPUTING else REPEATED if steps & _REPEATING else ""
+        return PARAMETER if learned else BUFFER, learned, how if learned else ""
+
+
+def settled(listed: list[Stored], file: str) -> list[Stored]:
+    """The same, and what was computed from parameters that are stored, too, is a buffer.
+
+    Raises:
+        Unknown: what was computed from parameters that are not: how many values those had, nothing tells.
+    """
+    own = {one.own: _count(one) for one in listed}
+    held = {*own} | {one.sources[0] for one in listed if len(one.sources) == 1 and not one.how}
+    found = []
+    for one in listed:
+        lost = [source for source in one.sources if source not in held]
+        if one.how == COMPUTED and lost:
+            raise Unknown(
+                f"{file}: {one.own!r} was computed from {lost[0]!r} when it was exported, which is not stored",
+                fix="export with optimize=False, or weigh the model itself",
+            )
+        # Of one that is stored itself, as many values are a copy (`folded_copies`); others were made of it.
+        made = bool(one.sources) and all(source in own and own[source] != _count(one) for source in one.sources)
+        found.append(one._replace(stated=BUFFER, sources=(), how="") if made or (one.how and not lost) else one)
+    return found
 
 
 def _bare(name: str) -> str:
@@ -113,15 +153,19 @@ def kind_of(one: Stored, file: str, *, signed: bool) -> str | None:
         return _kind_of_codes(constant, use or Use(OPERAND), kind, anonymous and one.stated is None, file)
     if one.stated is not None:
         return one.stated
-    if kind == BUFFER:
+    if kind == BUFFER or (signed and one.inner):
         return BUFFER
     literal = _LITERAL.fullmatch(one.own) is not None
+    if literal:
+        return BUFFER
     if kind == PARAMETER:
         # Batch norms apart: a program's name of a weight may be that of a known buffer, such as a rotary table.
         return PARAMETER if anonymous or (use is not None and use.role == "norm") else None
-    if literal or ((anonymous or constant.literal) and numel(constant.shape) <= 1):
+    if (anonymous or constant.literal or one.own in _NEUTRAL) and numel(constant.shape) <= 1:
         return BUFFER
-    return UNATTRIBUTED if anonymous else None
+    if anonymous:
+        return UNATTRIBUTED
+    return BUFFER if one.own.rpartition(".")[2] in _TABLES else None
 
 
 def _kind_of_codes(constant: Constant, use: Use, kind: str, anonymous: bool, file: str) -> str:

@@ -39,19 +39,23 @@ _PRODUCTS |= {"QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul", "MatMulIn
 _SAME_SHAPE = frozenset({"Cast", "Identity", "DequantizeLinear", "QuantizeLinear"})
 _NORMS = frozenset({"InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"})
 _BITWISE = frozenset({"BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Mod"})
+_RECURRENT = frozenset({"RNN", "LSTM", "GRU"})
 _COMPILED = frozenset({"EPContext", "Snpe", "TRTKernel"})
 _MOST_STEPS = 160_000
 _MOST_CALLS_DEEP = 12
 
 
 class Use(NamedTuple):
-    """What a constant is by its use. `quantized`: the operator takes codes; `elements`: how many they stand for."""
+    """What a constant is by its use. `quantized`: the operator takes codes; `elements`: how many they stand for;
+    `halves`: the biases of inputs and of states, one after the other, of which a program may have one alone.
+    """
 
     kind: str
     role: str | None = None
     node: str = ""
     quantized: bool = False
     elements: int | None = None
+    halves: bool = False
 
 
 class Value:
@@ -158,8 +162,10 @@ class _Walk:
                 made[0].trait = _trait(node, taken)
                 # Rows that are looked up in a table of codes are codes still.
                 made[0].codes = node.op == "Gather" and taken[0] is not None and taken[0].codes
-            elif made and node.op in _SAME_SHAPE and taken[0] is not None:
-                made[0].shape = taken[0].shape
+            elif made and taken[0] is not None and taken[0].shape is not None:
+                vector = sum(size > 1 for size in taken[0].shape) == 1
+                if node.op in _SAME_SHAPE or (vector and node.op in ("Reshape", "Unsqueeze", "Squeeze")):
+                    made[0].shape = taken[0].shape  # a vector stays one
             scope.names |= zip(node.outputs, made, strict=True)
             listed.append((node, taken, made))
         for name, result in zip(graph.outputs, results, strict=False):
@@ -208,7 +214,8 @@ class _Walk:
                     elements = elements_of(node, at, value.constant, self.name) if letter == "w" else None
                     quantized = letter in "wC" or (coded and letter == "W")
                     quantized = quantized or (letter == "G" and result is not None and result.quantized)
-                    value.takes(Use(_MEANING[letter], role, node.name, quantized, elements))
+                    halves = node.op in _RECURRENT and at == 3
+                    value.takes(Use(_MEANING[letter], role, node.name, quantized, elements, halves))
         elif node.op == "Mul" and any(value is not None and id(value) in dynamic for value in taken):
             for value in taken:  # the scale of the activations times that of the weights
                 if value is not None:

@@ -10,13 +10,13 @@ reads off the same file. `--record` keeps files' headers and logs for the test s
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from weighbridge.formats.config import from_gguf
 from weighbridge.ledger import DTYPES, Mixer, Row
 
 CONTEXT, LAYERS = 4096, 8
+QUIET_SECONDS = 40
 COMMON: dict[str, Any] = {
     "context_length": CONTEXT, "embedding_length": 512, "block_count": LAYERS, "feed_forward_length": 64,
     "vocab_size": 96, "tokenizer.ggml.model": "no_vocab", "attention.head_count": 8, "attention.head_count_kv": 2,
@@ -37,9 +38,10 @@ ASKED: dict[str, Any] = {
     "rope.dimension_sections": [16, 8, 8, 0], "logit_scale": 0.06, "attention.clamp_kqv": 8.0,
     "use_parallel_residual": True, "interleave_moe_layer_step": 2, "expert_weights_scale": 1.0,
     "shortconv.l_cache": 3, "embedding_length_per_layer_input": 32, "full_attention_interval": 4,
-    "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32, "expert_count": 4,
-    "expert_used_count": 2, "leading_dense_block_count": 1, "expert_shared_count": 1, "wkv.head_size": 64,
-    "time_mix_extra_dim": 32, "time_decay_extra_dim": 32, "rescale_every_n_layers": 0, "token_shift_count": 1,
+    "expert_gating_func": 2, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32,
+    "expert_count": 4, "expert_used_count": 2, "leading_dense_block_count": 1, "expert_shared_count": 1,
+    "wkv.head_size": 64, "time_mix_extra_dim": 32, "time_decay_extra_dim": 32, "rescale_every_n_layers": 0,
+    "token_shift_count": 1,
 }  # fmt: skip
 EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
 WINDOW = {"attention.sliding_window": 512}
@@ -98,8 +100,6 @@ def write(path: str, family: str, metadata: dict[str, Any], tensors: dict[str, l
 
 def grow(family: str, path: str) -> None:
     """In a process of its own: adds what llama.cpp misses until it has built its caches. Leaves header and log."""
-    import time
-
     import xllamacpp
 
     metadata, tensors, known = COMMON | FAMILIES[family], {}, {}
@@ -183,6 +183,16 @@ def expected(mixers: tuple[Mixer, ...], record: list[dict[str, Any]]) -> list[di
     return made
 
 
+def watched(command: list[str], log: Path) -> None:
+    """Runs it. llama.cpp may hang on such a small model once its caches are there: ended when it says nothing more."""
+    process = subprocess.Popen(command, env={**os.environ, "GGML_NO_BACKTRACE": "1"}, stderr=subprocess.DEVNULL)
+    started = time.time()
+    while process.poll() is None:
+        time.sleep(0.1)
+        if time.time() - (log.stat().st_mtime if log.exists() else started) > QUIET_SECONDS:
+            process.kill()
+
+
 def rows_of(tensors: dict[str, list[int]]) -> list[Row]:
     """The tensors of a file, which lists the innermost size first."""
     return [Row(name, DTYPES["F32"], tuple(shape[::-1]), 0, 0, 4) for name, shape in tensors.items()]
@@ -201,10 +211,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             path = f"{place}/model.gguf"
             command = [sys.executable, __file__, family, "--grow", path]
-            # It may crash or hang on such a small model once its caches are there.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                quiet = {"stderr": subprocess.DEVNULL, "timeout": 40}
-                subprocess.run(command, env={**os.environ, "GGML_NO_BACKTRACE": "1"}, check=False, **quiet)
+            watched(command, Path(f"{path}.log"))
             header = json.loads(Path(f"{path}.json").read_text())
             found = caches(Path(f"{path}.log").read_text(errors="replace"))
             loaded = "llama_context: n_seq_max" in Path(f"{path}.log").read_text(errors="replace")
@@ -217,6 +224,8 @@ def main() -> int:
         print(f"{family}: {said}", flush=True)
         records[family] = {**header, "caches": found}
     if asked.record and not differ:
+        before = json.loads(asked.record.read_text())["families"] if asked.families and asked.record.exists() else {}
+        records = before | records
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in records.items())
         version = __import__("importlib.metadata").metadata.version("xllamacpp")
         about = f"Headers of small GGUF files and what llama.cpp allocated for them: xllamacpp {version} (MIT)"

@@ -43,9 +43,7 @@ _COMPUTING = frozenset(
 _COMPUTING |= {"index", "index_select", "gather", "embedding", "take"}
 _REPEATING = frozenset(["expand", "expand_as", "repeat", "repeat_interleave", "tile"])
 # What programs call tables that are not learned. Where nothing says what a constant is, its name has to.
-_TABLES = frozenset(
-    ["pe", "mean", "std", "mask", "attn_mask", "causal_mask", "freqs", "freqs_cis", "anchors", "positions"]
-)
+_TABLES = frozenset(["pe", "mean", "std", "mask", "attn_mask", "causal_mask", "freqs", "freqs_cis", "anchors"])
 _TABLES |= {"image_mean", "image_std", "pixel_mean", "pixel_std"}
 _NEUTRAL = frozenset({"unity"})  # a one that skl2onnx subtracts from
 

@@ -114,10 +114,12 @@ def grow(family: str, path: str) -> None:
         parameters.verbosity, parameters.warmup = 5, False
         try:
             xllamacpp.Server(parameters)
-            os._exit(0)
+            built = True
         except RuntimeError:
-            time.sleep(0.02)  # its log is written by another thread
-        said = Path(f"{path}.log").read_text(errors="replace")
+            built = False
+        said = written(Path(f"{path}.log"), until="n_seq_max" if built else "error loading model")
+        if built:
+            os._exit(0)
         missing = re.search(r"tensor '([^']+)' not found", said)
         shape = re.search(r"tensor '([^']+)' has wrong shape; expected ([\d, ]+), got", said)
         key = re.search(r"key not found in model: [\w.\-]+?\.(\S+)", said)
@@ -129,6 +131,17 @@ def grow(family: str, path: str) -> None:
             metadata[key[1]] = ASKED[key[1]]
         else:
             os._exit(1)
+
+
+def written(log: Path, *, until: str) -> str:
+    """What llama.cpp logs, which a thread of its own writes: once that word is in it and nothing more comes."""
+    said, end = "", time.time() + QUIET_SECONDS
+    while time.time() < end:
+        before, said = said, log.read_text(errors="replace")
+        if until in said and said == before:
+            break
+        time.sleep(0.05)
+    return said
 
 
 def _pattern(name: str) -> str:

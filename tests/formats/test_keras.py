@@ -51,7 +51,22 @@ def _bare_norm() -> Any:
     return keras.Sequential([keras.Input((5,)), L.BatchNormalization(center=False, scale=False), L.Dense(1)])
 
 
-MODELS = [_convolutions, _sequences, _frozen, _shared, _bare_norm]
+def _wrapped() -> Any:
+    """Layers that hold others, some of them frozen within and some from without."""
+    at = keras.Input((6, 8, 8, 3))
+    x = L.TimeDistributed(L.Conv2D(4, 3), name="each")(at)
+    x = L.ConvLSTM2D(3, 3)(x)
+    x = L.SpectralNormalization(L.Dense(5), name="bounded")(L.Reshape((4, 12))(x))
+    both = L.Bidirectional(L.RNN(L.StackedRNNCells([L.LSTMCell(4), L.GRUCell(3)]), return_sequences=True))
+    x = L.GroupQueryAttention(4, 4, 2)(both(x), both(x))
+    inner = keras.Sequential([L.Dense(4, name="kept"), L.Dense(3, name="learned")], name="inner")
+    model = keras.Model(at, keras.Sequential([inner, L.Dense(2)], name="outer")(x))
+    model.get_layer("each").trainable = False
+    inner.get_layer("kept").trainable = False
+    return model
+
+
+MODELS = [_convolutions, _sequences, _frozen, _shared, _bare_norm, _wrapped]
 
 
 def _count(variables: Any) -> int:
@@ -139,6 +154,50 @@ def test_what_nobody_tells_is_refused(tmp_path: Path) -> None:
         weighbridge.show(tmp_path / "model.keras")
     said = weighbridge.show(model).data
     assert (said["parameters"]["total"], said["buffers"]["total"]) == (0, 10)
+
+
+def _low_rank() -> Any:
+    model = keras.Sequential([keras.Input((5,), dtype="int32"), L.Embedding(40, 12), L.Dense(9), L.Dense(2)])
+    model.layers[0].enable_lora(2)
+    model.layers[1].enable_lora(3)
+    return model
+
+
+def test_low_rank_adapters_count_where_they_are_stored(tmp_path: Path) -> None:
+    """Keras adds them to the weights when it saves an archive, and stores them apart in its older format."""
+    model = _low_rank()
+    _equal(weighbridge.show(model), model)
+    model.save(tmp_path / "model.h5")
+    said = weighbridge.show(tmp_path / "model.h5").data["parameters"]
+    assert (said["total"], said["trainable"]) == (model.count_params(), _count(model.trainable_weights))
+    model.save(tmp_path / "model.keras")
+    lora = _count([v for v in model.trainable_weights if "lora" in v.name])
+    said = weighbridge.show(tmp_path / "model.keras").data["parameters"]
+    assert said["total"] == model.count_params() - lora
+    assert said["trainable"] == _count(model.trainable_weights) - lora
+
+
+def test_a_layer_of_its_author_s_own_counts_where_its_variables_names_tell(tmp_path: Path) -> None:
+    class Scaled(L.Layer):
+        def __init__(self, named: str, **rest: Any) -> None:
+            super().__init__(**rest)
+            self.named = named
+
+        def build(self, shape: Any) -> None:
+            self.own = self.add_weight(name=self.named, shape=shape[-1:])
+
+        def call(self, x: Any) -> Any:
+            return x * self.own
+
+    for named, told in (("gamma", True), ("memory", False)):
+        model = keras.Sequential([keras.Input((5,)), Scaled(named), L.Dense(1)])
+        model.save(tmp_path / "model.h5")
+        if told:
+            assert weighbridge.show(tmp_path / "model.h5").data["parameters"]["total"] == model.count_params() == 11
+        else:
+            with pytest.raises(WeighError, match=r"memory is learned cannot be told.*weighbridge.show\(model\)"):
+                weighbridge.show(tmp_path / "model.h5")
+        assert weighbridge.show(model).data["parameters"]["total"] == 11
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ class Layers:
             self._by_first.setdefault(names[0], []).append(names)
 
     @property
+    def any(self) -> bool:
+        """Whether there is a config that lists layers."""
+        return bool(self._layers)
+
+    @property
     def complete(self) -> bool:
         """Whether the config lists all layers: a class of its author's own may hold others."""
         return bool(self._layers) and not any(layer.custom for layer in self._layers.values())

@@ -56,6 +56,7 @@ _HOLDERS |= {"conv_lstm1d", "conv_lstm2d", "conv_lstm3d", "sequential", "functio
 # Names that are learned in whatever layer: others in a class that is not Keras's own may be anything.
 _LEARNED = frozenset(name for _, learned, _ in CLASSES.values() for name in learned) - {"scale"}
 _LORA = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
+_ADAPTED = ("kernel", "embeddings")
 _NOT_LEARNED = ("moving_mean", "moving_variance", "vector_u", "seed_generator_state")
 _VARIABLE = re.compile(r"(?:(?P<layer>.+)/)?vars/(?P<at>\d{1,6})")
 _ATTENTION = re.compile(r"(^|/)(multi_head|grouped_query)_attention(_\d+)?(/|$)")
@@ -166,7 +167,9 @@ class _Numbered:
         if at >= plain:
             return Judged("/".join((*names, kept[at - plain])), "buffer")
         variable = learned[at] if len(learned) == plain else f"vars/{at}"
-        return Judged("/".join((*names, variable)), "parameter", role, self._layers.frozen(names))
+        # What its adapter added was stored into the weight, which stays frozen once it is loaded.
+        adapted = self._layers.of(names).lora and variable in _ADAPTED
+        return Judged("/".join((*names, variable)), "parameter", role, adapted or self._layers.frozen(names))
 
     def _quantized(self, names: tuple[str, ...], group: str, at: int, mode: str) -> Judged:
         title, shapes = self._layers.of(names).title, self._shapes[group]
@@ -270,11 +273,12 @@ class _Named:
         own = around[-1] if around else None
         if own is not None and own.title in CLASSES and last in CLASSES[own.title][2]:
             return Judged(name, "buffer")
-        foreign = own is not None and (own.custom or own.title not in CLASSES.keys() | _HOLDERS)
+        unlisted = own is None and self._layers.any
+        foreign = unlisted or (own is not None and (own.custom or own.title not in CLASSES.keys() | _HOLDERS))
         if foreign and last not in _LEARNED:
             raise Unknown(
                 f"whether {name} is learned cannot be told: it is of a layer of its author's own",
                 fix="load it with Keras, and weighbridge.show(model)",
             )
-        adapted = own is not None and own.lora and last in ("kernel", "embeddings")
+        adapted = own is not None and own.lora and last in _ADAPTED
         return Judged(name, None, role, adapted or any(not layer.trainable for layer in around))

@@ -69,6 +69,8 @@ class _Found:
     def add(self, variable: Any, kind: str, role: str | None, *, elements: int | None = None) -> None:
         """Takes a variable, once however many layers share it."""
         if id(variable) in self.rows:
+            if role is not None:  # one that wraps the layer may have come first
+                self.roles.setdefault(self.rows[id(variable)].name, role)
             return
         dtype = dtype_named(str(variable.dtype))
         if dtype is None:

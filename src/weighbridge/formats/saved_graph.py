@@ -23,6 +23,7 @@ class Said:
 
     variables: dict[int, tuple[str, bool]] = field(default_factory=dict)
     listed: set[int] | None = None  # what a Keras model itself lists as trained: not what a layer of it freezes
+    layered: bool = False  # a Keras model
     trained: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
     objects: bool = False
@@ -79,7 +80,9 @@ def _objects(wire: Wire, graph: Field, said: Said) -> None:
     listing = None
     for number, node in enumerate(_nodes(wire, graph)):
         if number == 0:
-            listing = next((n for name, n in _children(wire, node) if name == "trainable_variables"), None)
+            children = dict(_children(wire, node))
+            listing = children.get("trainable_variables")
+            said.layered = "_operations" in children
         for part in wire.fields(node.start, node.end):
             if part.number == 7 and part.wire == BYTES:
                 name, trained = "", False

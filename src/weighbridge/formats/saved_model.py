@@ -114,6 +114,8 @@ def read_folder(repository: Repository, *, index: int = 0) -> Header:
         raise Malformed(f"{repository.location} holds no variable", fix="save the model with its variables")
     sliced = sum(entry.sliced for entry in listed)
     notes = [f"{sliced:,} variables are stored in slices"] if sliced else []
+    if said.layered and said.listed is None:
+        notes.append("the file does not say which layers are frozen: what is learned in them counts as trainable")
     return Header(
         rows=rows,
         aliases=aliases,

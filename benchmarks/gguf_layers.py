@@ -25,7 +25,7 @@ from weighbridge.formats.config import from_gguf
 from weighbridge.ledger import DTYPES, Mixer, Row
 
 CONTEXT, LAYERS = 4096, 8
-QUIET_SECONDS = 40
+QUIET_SECONDS, TRIES = 40, 12
 COMMON: dict[str, Any] = {
     "context_length": CONTEXT, "embedding_length": 512, "block_count": LAYERS, "feed_forward_length": 64,
     "vocab_size": 96, "tokenizer.ggml.model": "no_vocab", "attention.head_count": 8, "attention.head_count_kv": 2,
@@ -69,7 +69,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek2": LATENT, "mistral4": LATENT,
     "kimi-linear": LATENT | {"attention.head_count_kv": [0, 0, 0, 1, 0, 0, 0, 1], "kda.head_dim": 64},
     "qwen3next": EXPERTS, "qwen35": {}, "qwen35moe": EXPERTS,
-    "mamba": {"ssm.group_count": 0}, "mamba2": {}, "falcon-h1": {}, "rwkv6qwen2": {},
+    "mamba": {"ssm.group_count": 0}, "mamba2": {}, "falcon-h1": {}, "rwkv6qwen2": {"token_shift_count": 1},
     "jamba": SOME | {"ssm.group_count": 0}, "granitehybrid": SOME, "lfm2": SOME, "lfm2moe": SOME | EXPERTS,
     "nemotron_h": SOME | {"feed_forward_length": [0, 64, 0, 0, 64, 0, 0, 0]},
 }  # fmt: skip
@@ -103,6 +103,8 @@ def grow(family: str, path: str) -> None:
     import xllamacpp
 
     metadata, tensors, known = COMMON | FAMILIES[family], {}, {}
+    if Path(f"{path}.json").exists():  # an earlier try
+        metadata, tensors = json.loads(Path(f"{path}.json").read_text()).values()
     while True:
         write(path, family, metadata, tensors)
         Path(f"{path}.json").write_text(json.dumps({"metadata": metadata, "tensors": tensors}))
@@ -224,10 +226,15 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             path = f"{place}/model.gguf"
             command = [sys.executable, __file__, family, "--grow", path]
-            watched(command, Path(f"{path}.log"))
+            loaded, found = False, []
+            for _ in range(TRIES):  # where it crashes once its caches are there, their log may be lost
+                watched(command, Path(f"{path}.log"))
+                said = Path(f"{path}.log").read_text(errors="replace")
+                found = caches(said)
+                loaded = "llama_context: n_seq_max" in said and (bool(found) or "graph_reserve" in said)
+                if loaded:
+                    break
             header = json.loads(Path(f"{path}.json").read_text())
-            found = caches(Path(f"{path}.log").read_text(errors="replace"))
-            loaded = "llama_context: n_seq_max" in Path(f"{path}.log").read_text(errors="replace")
         stated = {f"{family}.{name}": value for name, value in header["metadata"].items()}
         mixers = from_gguf({"general.architecture": family} | stated, rows_of(header["tensors"])).mixers
         made = expected(mixers, found)

@@ -10,7 +10,7 @@ from struct import unpack
 
 from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
-from weighbridge.formats.pytree import kind_of_leaf, role_of_leaf
+from weighbridge.formats.pytree import judged_together, kind_of_leaf, role_of_leaf
 from weighbridge.ledger import NOWHERE, DType, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, Truncated, Unknown
 
@@ -42,7 +42,7 @@ def read(file: File, *, index: int = 0) -> Header:
         raise Malformed(f"{file.name} has {file.size - walk.at:,} bytes after its end")
     if not walk.rows:
         raise Malformed(f"{file.name} holds no array")
-    return Header(rows=walk.rows, stated=Stated(kinds=walk.kinds, roles=walk.roles), format="flax")
+    return Header(rows=walk.rows, stated=Stated(kinds=judged_together(walk.kinds), roles=walk.roles), format="flax")
 
 
 class _Walk:

@@ -3,6 +3,7 @@
 An object is recognized by the libraries that its owner has already imported: none is imported here.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,10 @@ from typing import Any
 from weighbridge.formats import config as configs
 from weighbridge.formats.header import Header
 from weighbridge.ledger import Architecture, Ledger, Signature, Source
-from weighbridge.ledger.errors import Refused, Unknown
+from weighbridge.ledger.errors import Refused, Unknown, WeighError
+
+_DEEPEST = 64
+_DOT = re.compile(r"\.")
 
 
 def ledger_of(thing: Any) -> Ledger:
@@ -29,7 +33,7 @@ def ledger_of(thing: Any) -> Ledger:
     kind, header = _header(thing)
     if not header.rows:
         raise Unknown(f"this {_title(thing)} holds no arrays", fix="give it once it has been built or fitted")
-    architecture = _architecture(thing)
+    architecture, notes = _architecture(thing, header)
     return Ledger(
         source=Source(location=_title(thing), files=[]),
         format=kind,
@@ -38,7 +42,7 @@ def ledger_of(thing: Any) -> Ledger:
         metadata=header.metadata,
         aliases=header.aliases,
         signature=Signature(base_model=_name(thing)),
-        notes=header.notes,
+        notes=[*header.notes, *notes],
         stated=header.stated,
     )
 
@@ -64,10 +68,14 @@ def _header(thing: Any) -> tuple[str, Header]:
         return "estimator", estimator.header_of(thing)
     from weighbridge.formats import pytree
 
-    if torch is not None and isinstance(thing, Mapping) and any(isinstance(v, torch.Tensor) for v in thing.values()):
-        from weighbridge.formats import torch_module
+    if torch is not None and isinstance(thing, (Mapping, list, tuple)):
+        from weighbridge.formats import torch_module, torch_tree
 
-        return "state dict", torch_module.header_of_state(thing)
+        nested = torch_tree.header_of(thing)
+        if nested is not None:
+            return "training state", nested
+        if isinstance(thing, Mapping) and any(isinstance(value, torch.Tensor) for value in thing.values()):
+            return "state dict", torch_module.header_of_state(thing)
     header = pytree.header_of(thing)
     if header is None:
         fix = "give a module, a state dict, a pytree of arrays, a Keras model, a fitted estimator, or a path"
@@ -93,7 +101,7 @@ def _is_boosted(thing: object) -> bool:
 def _config(thing: Any) -> Mapping[str, object] | None:
     """The config that an object is, as a mapping: a transformers config, or what config.json holds."""
     if isinstance(thing, Mapping):
-        return thing if isinstance(thing.get("model_type"), str) else None
+        return _plain(thing) if isinstance(thing.get("model_type"), str) and not _holds_arrays(thing) else None
     if (
         hasattr(thing, "to_dict")
         and isinstance(getattr(thing, "model_type", None), str)
@@ -103,6 +111,15 @@ def _config(thing: Any) -> Mapping[str, object] | None:
     return None
 
 
+def _holds_arrays(thing: Any, depth: int = 0) -> bool:
+    """Whether there is an array in it: then it is no config, whatever else is in it."""
+    if isinstance(thing, Mapping):
+        thing = list(thing.values())
+    if isinstance(thing, (list, tuple)):
+        return depth < _DEEPEST and any(_holds_arrays(value, depth + 1) for value in thing)
+    return hasattr(thing, "shape") or hasattr(thing, "parameters")
+
+
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """As it would be in config.json."""
     import json
@@ -110,14 +127,23 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config, default=str))
 
 
-def _architecture(thing: Any) -> Architecture:
+def _architecture(thing: Any, header: Header) -> tuple[Architecture, list[str]]:
+    """(what the config of a module says of it, notes). The module's own tensors are counted in any case."""
     config = getattr(thing, "config", None)
-    if isinstance(getattr(config, "model_type", None), str) and hasattr(config, "to_dict"):
+    if not isinstance(getattr(config, "model_type", None), str) or not hasattr(config, "to_dict"):
+        return Architecture(), []
+    try:
         stated = _plain(config.to_dict())
         stated["architectures"] = stated.get("architectures") or [type(thing).__name__]
-        # What is trained, the module itself says.
-        return replace(configs.described(stated), frozen=())
-    return Architecture()
+        found = configs.described(stated)
+    except WeighError as error:
+        return Architecture(), [f"its config says nothing of its layers: {error.what}"]
+    except Exception as error:  # of a class of its owner's own
+        return Architecture(), [f"its config cannot be read: {type(error).__name__}"]
+    # What is trained, the module itself says; and layers may have been taken out of it.
+    modules = {row.name[: at.start()] for row in header.rows for at in _DOT.finditer(row.name)}
+    mixers = tuple(mixer for mixer in found.mixers if mixer.module in modules) or found.mixers
+    return replace(found, frozen=(), mixers=mixers), []
 
 
 def _title(thing: object) -> str:

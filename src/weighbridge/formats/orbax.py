@@ -11,7 +11,7 @@ from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.folder import Repository, read_small
 from weighbridge.formats.header import Header
 from weighbridge.formats.plain_json import parse_json
-from weighbridge.formats.pytree import kind_of_leaf, role_of_leaf
+from weighbridge.formats.pytree import judged_together, kind_of_leaf, role_of_leaf
 from weighbridge.ledger import NOWHERE, DType, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Unknown
 
@@ -94,7 +94,7 @@ def read_folder(repository: Repository, *, index: int = 0) -> Header:
         raise Malformed(f"{repository.location} holds no array")
     return Header(
         rows=rows,
-        stated=Stated(kinds=kinds, roles=roles),
+        stated=Stated(kinds=judged_together(kinds), roles=roles),
         notes=["the arrays lie in compressed chunks: bytes are those of their types and shapes"],
         files=[repository.open(place + (_TREE if raw is not None else ocdbt.MANIFEST))],
     )

@@ -5,7 +5,7 @@ dictionaries, lists and tuples are.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from weighbridge.formats.dtype_names import dtype_named
@@ -18,6 +18,8 @@ _MOST = 200_000
 _DEEPEST = 64
 # Flax's collections and nnx's variable types that are no parameters.
 _COLLECTIONS = frozenset({"batch_stats", "cache", "intermediates", "rngs", "spectral_norm_stats", "losses", "metrics"})
+_RUNNING = frozenset({"running_mean", "running_var", "num_batches_tracked"})  # of PyTorch, whoever holds them
+_STATISTICS = ("mean", "var")
 _STATES = frozenset({"opt_state", "optimizer_state", "optimizer", "optimizer_state_dict", "optimizer_states", "step"})
 
 
@@ -35,7 +37,9 @@ def header_of(tree: Any) -> Header | None:
     roles: dict[str, str] = {}
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
+    alive = []  # a mapping may make its arrays when asked: kept, none takes the identity of another
     for path, leaf, variable in _leaves(tree):
+        alive.append(leaf)
         name = ".".join(path) or "array"
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             continue
@@ -45,20 +49,56 @@ def header_of(tree: Any) -> Header | None:
             aliases[name] = seen[id(leaf)]
             continue
         seen[id(leaf)] = name
-        dtype, shape = _dtype(name, leaf), tuple(int(n) for n in leaf.shape)
+        dtype, shape = _dtype(name, leaf), _shape(name, leaf)
         rows.append(Row(name, dtype, shape, 0, len(rows), dtype.nbytes(numel(shape))))
-        kinds[name] = "buffer" if variable == "buffer" else kind_of_leaf(path, dtype)
+        kinds[name] = variable or kind_of_leaf(path, dtype)
         role = role_of_leaf(name, shape)
         if role is not None:
             roles[name] = role
-    return Header(rows=rows, aliases=aliases, stated=Stated(kinds=kinds, roles=roles)) if rows else None
+    stated = Stated(kinds=judged_together(kinds), roles=roles)
+    return Header(rows=rows, aliases=aliases, stated=stated) if rows else None
+
+
+def judged_together(kinds: Mapping[str, str]) -> dict[str, str]:
+    """The kinds of arrays, of which some are told by their neighbors alone: the mean and the variance that a batch norm
+    keeps, where no collection says so, and the two moments of an optimizer, where nothing above them does.
+    """
+    modules = {name: _module(name) for name in kinds}
+    places = {*modules.values()}
+    above = _above(kinds)
+    adam = [path for path, key in above if key == "mu" and (path, "nu") in above]
+    moments = tuple(f"{path}{key}" for path in adam for key in ("mu.", "nu.", "count"))
+    found = {}
+    for name, kind in kinds.items():
+        path, leaf = modules[name]
+        if kind == "parameter" and leaf in _STATISTICS and {(path, other) for other in _STATISTICS} <= places:
+            kind = "buffer"
+        found[name] = "optimizer_state" if moments and name.startswith(moments) else kind
+    return found
+
+
+def _module(name: str) -> tuple[str, str]:
+    """(module, leaf); nnx has a `value` below each variable."""
+    module, _, leaf = name.removesuffix(".value").rpartition(".")
+    return module, leaf
+
+
+def _above(kinds: Iterable[str]) -> set[tuple[str, str]]:
+    """(path with its dot, key) of everything that holds arrays."""
+    found = set()
+    for name in kinds:
+        keys = name.split(".")[:-1]
+        found |= {("".join(f"{key}." for key in keys[:at]), key) for at, key in enumerate(keys) if key in ("mu", "nu")}
+    return found
 
 
 def kind_of_leaf(path: Sequence[str], dtype: DType) -> str:
     """What an array at a path of keys is: parameter, buffer, or the optimizer's."""
-    if not _COLLECTIONS.isdisjoint(path):
+    # Below `params` a module may be called anything.
+    outer = path[: path.index("params")] if "params" in path else path
+    if not _COLLECTIONS.isdisjoint(outer) or (path and path[-1] in _RUNNING):
         return "buffer"
-    if not _STATES.isdisjoint(path):
+    if not _STATES.isdisjoint(outer):
         return "optimizer_state"
     return "parameter" if dtype.kind in ("float", "complex") else "buffer"
 
@@ -90,11 +130,45 @@ def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any, str]]:
         return
     jax = sys.modules.get("jax")
     if jax is not None:
-        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-        for path, leaf in flat:
-            yield tuple(_step(key) for key in path), leaf, ""
+        yield from _flattened(jax, tree)
         return
     yield from ((path, leaf, "") for path, leaf in _plain(tree, (), 0))
+
+
+def _flattened(jax: Any, tree: Any) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """As JAX flattens it; what lies in the states of optax belongs to the optimizer."""
+    tree_util = jax.tree_util
+    try:
+        flat, _ = tree_util.tree_flatten_with_path(tree, is_leaf=_is_optax)
+        inner = [
+            (path, node, tree_util.tree_flatten_with_path(node)[0] if _is_optax(node) else None) for path, node in flat
+        ]
+    except (ValueError, TypeError, SystemError, RecursionError) as error:  # keys that have no order, a tree without end
+        said = " ".join(str(error).split())[:120]
+        raise Refused(
+            f"JAX cannot flatten this tree ({type(error).__name__}: {said})", fix="give a tree of arrays"
+        ) from None
+    for path, node, parts in inner:
+        steps = tuple(_step(key) for key in path)
+        if parts is None:
+            yield steps, node, ""
+        else:
+            yield from ((steps + tuple(_step(key) for key in rest), leaf, "optimizer_state") for rest, leaf in parts)
+
+
+def _is_optax(node: Any) -> bool:
+    return type(node).__module__.partition(".")[0] == "optax" and hasattr(node, "_fields")
+
+
+def _shape(name: str, leaf: Any) -> tuple[int, ...]:
+    sizes: tuple[Any, ...]
+    try:
+        sizes = tuple(leaf.shape)
+    except TypeError:
+        sizes = (None,)
+    if any(isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= n < 1 << 62 for n in sizes):
+        raise Unknown(f"{name} has a shape of {str(leaf.shape)[:60]}", fix="give arrays whose sizes are known")
+    return tuple(int(n) for n in sizes)
 
 
 def _value(variable: Any) -> Any:

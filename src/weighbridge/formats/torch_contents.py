@@ -252,6 +252,10 @@ def _join(name: str, key: object) -> str:
 
 def _refuse_lost_tensor(value: object, name: str) -> None:
     """A tensor that was pickled in a way that is not read must not go uncounted."""
+    if isinstance(value, Record) and value.type.module.startswith("__torch__.torch.classes.quantized"):
+        raise Unknown(
+            f"{name!r} holds weights in the form of their kernels", fix="show the model before it is quantized"
+        )
     if (
         isinstance(value, Record)
         and value.type.module.partition(".")[0] == "torch"

@@ -1,8 +1,8 @@
 """PyTorch checkpoints (`.pt`, `.pth`, `.bin`, `.ckpt`), read without torch and without executing their pickle."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TypeVar
@@ -122,7 +122,7 @@ class _Opened:
     def header(self, index: int) -> Header:
         header = self.rows(self.contents.model, index)
         stated = Stated(kinds=dict.fromkeys(self.contents.buffers, "buffer"))
-        return Header(rows=header.rows, metadata=header.metadata, aliases=header.aliases, stated=stated)
+        return replace(header, stated=stated, notes=list(notes_on_rest(self.contents)))
 
     def rows(self, named: list[Named], index: int) -> Header:
         return self.guard(lambda: self._rows(named, index))
@@ -189,6 +189,16 @@ class _Opened:
                 raise Unknown(f"{self.name}: {name!r} has packed elements, but not in rows", fix="save it contiguous")
             shape = (*shape[:-1], 2 * shape[-1])
         return Row(name, dtype, shape, index, start + (tensor.offset * wide if count else 0), count * wide)
+
+
+def notes_on_rest(contents: Contents) -> Iterator[str]:
+    """What is to be said of groups of tensors beside the one that was taken for the model."""
+    taken = sum(prod(tensor.shape) for _, tensor in contents.model)
+    for key, named in contents.other.items():
+        count = sum(prod(tensor.shape) for _, tensor in named)
+        if count * 100 >= taken:  # not random states and the like
+            path = ".".join(contents.path)
+            yield f"{path!r} is taken for the model; {count:,} values called {key!r} are beside it, and not counted"
 
 
 def _contiguous(tensor: StoredTensor) -> bool:

@@ -1,7 +1,8 @@
 """PyTorch modules and state dicts in memory. Imports nothing: whoever has a module has imported torch."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from weighbridge.formats.dtype_names import dtype_named
@@ -9,6 +10,7 @@ from weighbridge.formats.header import Header
 from weighbridge.ledger import DType, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Unknown
 from weighbridge.ledger.families import pattern_of
+from weighbridge.ledger.packing import CODES, serves
 
 # What a layer is for, where its name says nothing: torch's own classes. Linear layers are `ffn` as everywhere else.
 _ROLES = (
@@ -20,8 +22,10 @@ _ROLES = (
     ("ffn", ("Linear", "Bilinear", "PReLU")),
 )
 _QUANTIZED = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
-# Beside these a buffer is part of a packed weight, and judged as in a file.
-_CODES = frozenset({"qweight", "weight_packed", "W_q", "qzeros", "blocks"})
+# Matrices of these are codes of quantized weights, unless their names say that they are tables.
+_SHORT = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
+_TABLES = ("mask", "index", "idx", "ids", "position", "perm")
+_UNWRAPPED = "show it before it is wrapped, or its full state dict"
 
 
 def header_of(module: Any) -> Header:
@@ -41,10 +45,11 @@ def header_of(module: Any) -> Header:
     alive = []  # a scripted module makes its tensors anew when asked: kept, none takes the identity of another
     prompts = "prompt_encoder." if hasattr(module, "peft_config") else None  # of PEFT: what it learns in words' stead
     for prefix, owner in module.named_modules():
-        packed = not _CODES.isdisjoint([*owner._buffers.keys(), *owner._parameters.keys()])
+        _refuse_shards(owner, prefix)
+        packing = _Packing(owner, prefix)
         role = _role(owner)
         for leaf, kind, tensor in _own(owner):
-            name = f"{prefix}.{leaf}" if prefix else leaf
+            name = _joined(prefix, leaf)
             if prompts is not None and name.startswith(prompts):
                 roles[name] = "adapter"
             alive.append(tensor)
@@ -58,8 +63,8 @@ def header_of(module: Any) -> Header:
                     elements[name] = logical
                 if kind == "buffer" and leaf in getattr(owner, "_non_persistent_buffers_set", ()):
                     unsaved += numel(row.shape)
-                # bitsandbytes' int8 codes are told by the scales beside them, as in a file.
-                if not packed and getattr(tensor, "SCB", None) is None:
+                # What is packed is judged as in a file, by what lies beside it.
+                if logical is not None or not packing.has(leaf):
                     kinds[name] = kind
                 if kind == "parameter" and not tensor.requires_grad:
                     frozen.add(name)
@@ -69,7 +74,7 @@ def header_of(module: Any) -> Header:
                     rows.append(_row(f"{name}.{state}", part, len(rows))[0])
                     kinds[rows[-1].name] = _kind_of_state(state)
         for leaf, tensor in _prepacked(owner, prefix):
-            name = f"{prefix}.{leaf}" if prefix else leaf
+            name = _joined(prefix, leaf)
             rows.append(_row(name, tensor, len(rows))[0])
             kinds[name], elements[name] = "parameter", numel(rows[-1].shape)
             frozen.add(name)
@@ -79,9 +84,81 @@ def header_of(module: Any) -> Header:
         # A tied tensor is listed under its first name alone.
         rows=rows,
         aliases=aliases,
-        stated=Stated(kinds=kinds, roles=roles, elements=elements, frozen=frozenset(frozen)),
+        # What is tied, the module shows: no name suggests more.
+        stated=Stated(kinds=kinds, roles=roles, elements=elements, frozen=frozenset(frozen), apart=lambda _: True),
         notes=notes,
     )
+
+
+class _Packing:
+    """Which tensors of a module hold codes of quantized weights, or serve these.
+
+    Raises:
+        Unknown: whole numbers that may be codes of a kind that is not known.
+    """
+
+    def __init__(self, owner: Any, prefix: str) -> None:
+        held = [(leaf, kind, tensor) for leaf, kind, tensor in _own(owner)]
+        types = {leaf: _dtype(_joined(prefix, leaf), tensor) for leaf, _, tensor in held if not _leaves(tensor)}
+        self._siblings = frozenset(leaf for leaf, _, _ in held)
+        self._coded = frozenset(
+            leaf
+            for leaf, kind, tensor in held
+            if leaf in types and _holds_codes(types[leaf], tensor, learned=kind == "parameter")
+        )
+        weighs = bool(self._coded) and any(
+            kind == "parameter" and leaf in types and leaf not in self._coded and len(tensor.shape) > 1
+            for leaf, kind, tensor in held
+        )
+        for leaf, kind, tensor in held:
+            known = leaf not in self._coded or types[leaf].kind == "float" or _is_known(leaf) or self._serves(leaf)
+            told = getattr(tensor, "quant_state", None) is not None or getattr(tensor, "SCB", None) is not None
+            table = kind == "buffer" and (weighs or any(word in leaf for word in _TABLES) or _is_mask(tensor))
+            if not (known or told or table):
+                raise Unknown(
+                    f"{_joined(prefix, leaf)} holds whole numbers ({types[leaf]}): codes of quantized weights, maybe",
+                    fix="show the model before it is quantized",
+                )
+            if leaf in self._coded and table and not known:
+                self._coded -= {leaf}
+
+    def has(self, leaf: str) -> bool:
+        """Whether that tensor is judged as in a file."""
+        return bool(self._coded) and (leaf in self._coded or leaf == "bias" or self._serves(leaf))
+
+    def _serves(self, leaf: str) -> bool:
+        return serves(leaf, self._siblings, self._coded) is not None
+
+
+def _holds_codes(dtype: DType, tensor: Any, *, learned: bool) -> bool:
+    if dtype.kind == "float":
+        return dtype.bits <= 8
+    return dtype.kind == "int" and (learned or dtype.name in _SHORT) and len(tensor.shape) > 1
+
+
+def _is_known(leaf: str) -> bool:
+    return leaf in CODES or leaf.endswith("_blocks")
+
+
+def _joined(prefix: str, leaf: str) -> str:
+    return f"{prefix}.{leaf}" if prefix else leaf
+
+
+def _is_mask(tensor: Any) -> bool:
+    shape = tuple(tensor.shape)
+    return len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+
+
+def _refuse_shards(owner: Any, prefix: str) -> None:
+    """PyTorch's older FSDP leaves each process a piece of all parameters in one vector."""
+    if any(base.__name__ == "FullyShardedDataParallel" for base in type(owner).__mro__):
+        handle = getattr(owner, "_handle", None)
+        if (
+            handle is not None
+            and getattr(handle, "uses_sharded_strategy", True)
+            and getattr(owner, "world_size", 2) > 1
+        ):
+            raise Unknown(f"{prefix or 'this module'} is spread over processes by FSDP", fix=_UNWRAPPED)
 
 
 def header_of_state(state: Mapping[str, Any]) -> Header:
@@ -96,8 +173,10 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
     elements: dict[str, int] = {}
     aliases: dict[str, str] = {}
     seen: dict[object, str] = {}
+    alive = []  # a mapping may make its tensors when asked
     left_out = 0
     for name, tensor in state.items():
+        alive.append(tensor)
         if not isinstance(tensor, torch.Tensor):
             if isinstance(tensor, (tuple, torch.ScriptObject)):
                 raise Unknown(f"{name} holds weights in the form of their kernels", fix="show the module itself")
@@ -106,6 +185,8 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
         name = str(name)
         row, logical = _row(name, tensor, len(rows))
         rows.append(row)
+        if getattr(tensor, "is_quantized", False):
+            kinds[name], elements[name] = "parameter", numel(row.shape)
         if _leaves(tensor):  # of torchao: bitsandbytes' states are entries of their own
             kinds[name], elements[name] = "parameter", logical or 0
             for leaf, part in _quantization_state(tensor):
@@ -116,8 +197,28 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
             aliases[name] = seen[place]
         else:
             seen[place] = name
+    _refuse_foreign_codes(row for row in rows if row.name not in kinds)
     notes = [f"{left_out} entries are no tensors and are not counted"] if left_out else []
-    return Header(rows=rows, aliases=aliases, stated=Stated(kinds=kinds, elements=elements), notes=notes)
+    # Where values lie tells what is tied; names need not.
+    stated = Stated(kinds=kinds, elements=elements, apart=lambda _: True)
+    return Header(rows=rows, aliases=aliases, stated=stated, notes=notes)
+
+
+def _refuse_foreign_codes(rows: Iterable[Row]) -> None:
+    """Matrices of whole numbers that are neither tables by their names nor codes of a kind that is known."""
+    modules: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        module, _, leaf = row.name.rpartition(".")
+        modules.setdefault(module, {})[leaf] = row
+    for held in modules.values():
+        coded = frozenset(leaf for leaf, row in held.items() if row.dtype.name in _SHORT and len(row.shape) > 1)
+        for leaf in coded:
+            table = any(word in leaf for word in _TABLES) or _is_mask(held[leaf])
+            if not (table or _is_known(leaf) or serves(leaf, frozenset(held), coded) is not None):
+                raise Unknown(
+                    f"{held[leaf].name} holds whole numbers ({held[leaf].dtype}): codes of quantized weights, maybe",
+                    fix="show the module itself, or the model before it is quantized",
+                )
 
 
 def header_of_program(program: Any) -> Header:
@@ -126,12 +227,17 @@ def header_of_program(program: Any) -> Header:
     buffers = set(program.graph_signature.buffers)
     kinds = {row.name: "buffer" if row.name in buffers else "parameter" for row in header.rows}
     frozen = frozenset(name for name, tensor in program.state_dict.items() if not tensor.requires_grad)
-    return Header(rows=header.rows, aliases=header.aliases, stated=Stated(kinds=kinds, frozen=frozen))
+    stated = replace(header.stated, kinds=kinds | dict(header.stated.kinds), frozen=frozen, apart=lambda _: True)
+    return replace(header, stated=stated)
 
 
 def _prepacked(module: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The tensors of torch.ao's quantized layers, which keep them in the form of their kernels."""
     where = type(module).__module__
+    if where.startswith("torch.jit") and hasattr(module, "_packed_params"):
+        raise Unknown(
+            f"{path or 'this module'} holds weights in the form of their kernels", fix="show it before it is scripted"
+        )
     if not where.startswith("torch.ao.nn") or ".quantized." not in where or type(module).__name__.endswith("Params"):
         return
     if hasattr(module, "get_weight") and hasattr(module, "get_bias"):
@@ -184,9 +290,8 @@ def _place(tensor: Any) -> object:
     """Where a tensor's values lie, the same for two tensors that are one."""
     try:
         pointer = tensor.untyped_storage().data_ptr()
+        pointer = pointer or tensor.untyped_storage()._cdata  # on the meta device no values lie anywhere
     except Exception:  # a wrapper without a storage of its own
-        pointer = 0
-    if not pointer:
         return id(tensor)
     return pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
@@ -201,7 +306,8 @@ def _leaves(tensor: Any) -> dict[str, Any]:
         path, one = waiting.pop()
         if hasattr(one, "__tensor_flatten__"):
             names, _ = one.__tensor_flatten__()
-            waiting += [(f"{path}.{name}" if path else name, getattr(one, name)) for name in names]
+            held = [(name, getattr(one, name)) for name in names]  # a DTensor names its mesh of devices, too
+            waiting += [(f"{path}.{name}" if path else name, part) for name, part in held if hasattr(part, "dtype")]
         elif path:
             found[path] = one
     return found if any(leaf.dtype != tensor.dtype for leaf in found.values()) else {}

@@ -284,7 +284,14 @@ def is_unknown_code(leaf: str, row: Row, method: str | None) -> bool:
         return row.dtype.kind == "int"
     if row.dtype.kind != "int" or leaf in known["leaf"] or leaf.endswith(known["suffix"]):
         return False
+    if row.dtype.name in ("I8", "U8") and len(row.shape) >= 2 and "mask" not in leaf and not _is_mask(row.shape):
+        return True  # a table of places needs wider numbers
     return (method is not None and numel(row.shape) > 1) or (leaf == "weight" and len(row.shape) >= 2)
+
+
+def _is_mask(shape: tuple[int, ...]) -> bool:
+    """GPT-2's causal mask: a bias proper is no square."""
+    return len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3] > 1
 
 
 def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_type: str | None) -> bool:
@@ -297,8 +304,12 @@ def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_
     pair = f"{module.rpartition('.')[2]}.{leaf}"
     if pair in known["with_module"] or model_type in known["only_in"].get(pair, ()):
         return True
-    if leaf == "bias" and len(row.shape) == 4 and row.shape[:2] == (1, 1) and 1 < row.shape[2] == row.shape[3]:
-        return True  # GPT-2's causal mask: a bias proper is no square
+    if leaf == "bias" and _is_mask(row.shape):
+        return True
+    if module.rpartition(".")[0].endswith("parametrizations") or ".parametrizations." in f".{module}.":
+        return leaf in ("_u", "_v", "base")  # of torch's spectral_norm and orthogonal
+    if leaf.endswith("_mask") and f"{leaf.removesuffix('_mask')}_orig" in siblings:
+        return True  # of torch's pruning
     if leaf == "weight_v" and "weight_u" in siblings:
         return True  # spectral norm's; weight norm has a weight_v too, a parameter, beside weight_g
     # A frozen batch norm keeps its affine part as buffers, and no step counter. Checkpoints older than the counter look

@@ -45,6 +45,7 @@ _SERVANTS = {
 _EXTRA_OF = {leaf: extra for extra, leaves in _SERVANTS.items() for leaf in leaves.split()}
 # Words that other modules use for parameters of theirs.
 _COMMON = frozenset({"scale", "scales", "zero", "zeros", "zero_point", "biases", "shape", "axis", "packing", "perm"})
+_QUANTIZER = frozenset({"scale", "zero_point"})
 _KV_LEAVES = frozenset({f"{what}_scale" for what in ("k", "v", "kv", "q", "prob", "prob_output")})
 _KV_LEAVES |= {f"{what}_zero_point" for what in ("k", "v", "q")}
 _SUFFIXES = (
@@ -55,7 +56,7 @@ _SUFFIXES = (
     ("_scale_#", SCALES),
 )
 # Leaves that hold codes; a plain `weight` does too when its dtype and neighbors say so.
-_CODES = frozenset({"qweight", "weight_packed", "weight", "W_q", "_data", "_weight_qdata", "qdata", "blocks"})
+CODES = frozenset({"qweight", "weight_packed", "weight", "W_q", "_data", "_weight_qdata", "qdata", "blocks"})
 
 # Methods whose codes say too little of what they stand for.
 _REFUSED = frozenset(["aqlm", "vptq", "spqr", "exl2", "exl3", "quip", "quip_sharp", "higgs", "marlin", "quanto_int4"])
@@ -72,8 +73,10 @@ def serves(leaf: str, siblings: frozenset[str], coded: frozenset[str]) -> str | 
     """
     if leaf in _KV_LEAVES:
         return KV_CACHE
+    if siblings == _QUANTIZER and "zero_point" in coded:
+        return ACTIVATION  # of a module that only quantizes what flows through
     extra = _EXTRA_OF.get(leaf)
-    if extra is not None and (extra is ACTIVATION or siblings & _CODES or leaf.startswith("bitsandbytes__")):
+    if extra is not None and (extra is ACTIVATION or siblings & CODES or leaf.startswith("bitsandbytes__")):
         return None if leaf in _COMMON and not coded - {leaf} else extra
     # Fused experts carry the suffix on the parameter's own name: gate_up_proj beside gate_up_proj_scale_inv.
     for suffix, suffix_extra in _SUFFIXES:
@@ -111,7 +114,7 @@ def elements_in(
         return stored * 2
     if leaf.endswith("_blocks") and f"{leaf.removesuffix('_blocks')}_scales" in siblings:
         return stored * 2
-    if leaf not in _CODES or dtype.kind == "block" or dtype.block > 1:
+    if leaf not in CODES or dtype.kind == "block" or dtype.block > 1:
         return None
     if "absmax" in siblings:
         return stored * int(dtype.bits) // 4
@@ -156,7 +159,13 @@ def _plain_weight(
     if dtype.name == "U8" and method == "bitnet":
         return stored * 4
     if dtype.name == "U8" and siblings & {"weight_scale", "weight_scale_#"}:
-        return stored * 2
+        # NVFP4 has a scale for 16 elements, MXFP4 for 32: two codes a byte. BitNet has one for all, and four.
+        scales = sibling("weight_scale")
+        if method is not None or (
+            scales and len(scales) == len(shape) and shape[-1] * 2 in (scales[-1] * 16, scales[-1] * 32)
+        ):
+            return stored * 2
+        raise Unknown(f"codes of unknown width in 'weight' of {dtype}", fix="put config.json beside the weights")
     if dtype.name == "I8":
         # An OCP scale (one per 32 elements) shows whether a byte holds one code or two.
         micro = sibling("scale")

@@ -3,6 +3,7 @@
 import importlib.util
 import pickle
 import sys
+import zipfile
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +132,13 @@ def test_what_is_fitted_and_learned_nothing_is_counted_as_nothing(estimator: Any
     estimator.fit(X, Y)
     assert counted(estimator) == saved(estimator, tmp_path) == (0, 0)
     assert any("nothing is learned" in note for note in weighbridge.show(estimator).to_dict()["notes"])  # type: ignore[union-attr]
+
+
+def test_what_holds_no_tensor_is_not_signed(tmp_path: Path) -> None:
+    """Any two of them would have the same digest."""
+    skops.io.dump(preprocessing.OneHotEncoder().fit(X), tmp_path / "m.skops")
+    with pytest.raises(Refused, match="no digest tells it from others"):
+        weighbridge.sign(tmp_path / "m.skops")
 
 
 def test_weights_of_words_without_idf_are_nothing_learned(tmp_path: Path) -> None:
@@ -313,10 +321,27 @@ def test_categorical_splits_have_a_set_and_no_threshold(tmp_path: Path) -> None:
 
 
 def test_the_values_that_a_gaussian_process_fits_are_those_of_its_kernel_that_are_not_fixed(tmp_path: Path) -> None:
-    kernel = kernels.RBF([1.0] * 4) + kernels.ConstantKernel(constant_value_bounds="fixed") * kernels.WhiteKernel()
+    kernel = (
+        kernels.RBF([1.0] * 4, length_scale_bounds=(1e-9, 1e9))
+        + kernels.ConstantKernel(constant_value_bounds="fixed") * kernels.WhiteKernel()
+    )
     model = GaussianProcessRegressor(kernel, normalize_y=True).fit(X[::5], Y[::5])
     expected = model.alpha_.size + model.kernel_.theta.size + 2
     assert counted(model) == saved(model, tmp_path) == (expected, X[::5].size)
+
+
+def test_a_saved_tree_that_lacks_its_arrays_is_refused(tmp_path: Path) -> None:
+    skops.io.dump(ensemble.RandomForestClassifier(n_estimators=1).fit(X, Y), tmp_path / "m.skops")
+    with zipfile.ZipFile(tmp_path / "m.skops") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for name in ("nodes", "values"):
+        schema = members["schema.json"].replace(f'"{name}": '.encode(), b'"other": ')
+        assert schema != members["schema.json"]
+        with zipfile.ZipFile(tmp_path / "forged.skops", "w") as forged:
+            for member, raw in {**members, "schema.json": schema}.items():
+                forged.writestr(member, raw)
+        with pytest.raises(Unknown, match="tree is not as scikit-learn keeps one"):
+            open_model(str(tmp_path / "forged.skops"))
 
 
 # Boosters under other names ------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ class _Walk:
         elif name in _SEARCH_TREES:
             self.value(_points(value), f"{path}.data", kind, depth + 1)
         elif name == "BSpline":
-            self.value(attributes_of(value).get("_t", attributes_of(value).get("t")), f"{path}.t", kind, depth + 1)
+            self.needed(value, ("_t", "t"), f"{path}.t", kind)
         elif name == "_BisectingTree":
             self.bisected(value, path, depth)
         elif is_array(value):
@@ -178,24 +178,29 @@ class _Walk:
 
         Where a split parts categories it has a set of them and no threshold; a set is eight words of 32 bits.
         """
+        histogram = class_of(tree)[1] == "TreePredictor"
+        nodes: Any
+        values: Any
+        sets: Any
         if isinstance(tree, Saved):
             nodes, values = tree.attributes.get("nodes"), tree.attributes.get("values")
+            sets = tree.attributes.get("raw_left_cat_bitsets")
+        elif histogram:
+            nodes, values, sets = tree.nodes, None, tree.raw_left_cat_bitsets
         else:
-            nodes, values = getattr(tree, "nodes", None), getattr(tree, "value", None)
-        if nodes is None and not hasattr(tree, "node_count"):
-            raise Unknown(f"{path}tree has no nodes", fix="fit it, and save it with a current scikit-learn")
-        count = int(nodes.shape[0]) if nodes is not None else int(tree.node_count)
-        if not count % 2:
-            raise Unknown(f"{path}tree has {count} nodes, which no binary tree has")
+            nodes, values, sets = tree.feature, tree.value, None
+        needed = (nodes, sets) if histogram else (nodes, values)
+        if not all(is_array(one) and one.shape for one in needed):
+            raise Unknown(f"{path}tree is not as scikit-learn keeps one", fix="save it with a current scikit-learn")
+        count = int(nodes.shape[0])
         splits, leaves = count // 2, count // 2 + 1
-        outputs = tuple(int(n) for n in values.shape[1:]) if values is not None else ()
-        sets = attributes_of(tree).get("raw_left_cat_bitsets") if isinstance(tree, Saved) else None
-        sets = getattr(tree, "raw_left_cat_bitsets", None) if sets is None else sets
-        categorical = int(sets.shape[0]) if sets is not None else 0
+        outputs = () if histogram else tuple(int(n) for n in values.shape[1:])
+        shape = tuple(int(n) for n in sets.shape) if histogram else (0,)
+        if not count % 2 or shape[0] > splits:
+            raise Unknown(f"{path}tree has {count} nodes, {shape[0]} of which part categories: it is no binary tree")
         self._add(f"{path}tree.feature", DTYPES["I64"], (splits,), "parameter")
-        self._add(f"{path}tree.threshold", DTYPES["F64"], (splits - categorical,), "parameter")
-        if sets is not None and categorical:
-            shape = tuple(int(n) for n in sets.shape)
+        self._add(f"{path}tree.threshold", DTYPES["F64"], (splits - shape[0],), "parameter")
+        if shape[0]:
             self._add(f"{path}tree.categories", DTYPES["U32"], shape, "parameter")
         self._add(f"{path}tree.value", DTYPES["F64"], (leaves, *outputs), "parameter")
         self._add(f"{path}tree.children", DTYPES["I64"], (splits, 2), "buffer")
@@ -207,8 +212,20 @@ class _Walk:
         for side in ("left", "right"):
             below = attributes_of(node).get(side)
             if below is not None:
-                self.value(attributes_of(below).get("center"), f"{path}.{side}.center", "parameter", 0)
+                self.needed(below, ("center",), f"{path}.{side}.center", "parameter")
                 self.bisected(below, f"{path}.{side}", depth + 1)
+
+    def needed(self, thing: Any, names: tuple[str, ...], path: str, kind: str) -> None:
+        """The array under the first of the names that an object has.
+
+        Raises:
+            Unknown: it has none of them.
+        """
+        held = attributes_of(thing)
+        found = next((held[name] for name in names if is_array(held.get(name))), None)
+        if found is None:
+            raise Unknown(f"{path} is not there", fix="save it with a current scikit-learn and SciPy")
+        self.array(found, path, kind, 0)
 
     def _add(self, name: str, dtype: DType, shape: tuple[int, ...], kind: str) -> None:
         if len(self.rows) >= _MOST:

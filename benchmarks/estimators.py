@@ -421,10 +421,11 @@ class Outcome:
         for attribute, unmoved in perturbation.unmoved(mine, found).items():
             # A part is asked about where its own class is, and a class that is only ever a part, wherever it is.
             owner = attribute.partition(".")[0]
-            if owner == type(model).__name__ or owner not in _PUBLIC:
-                key = attribute if owner not in _PUBLIC else f"{what.partition(';')[0]}; {attribute}"
-                (self.idle if owner in _PUBLIC else _PARTS).setdefault(key, True)
-                (self.idle if owner in _PUBLIC else _PARTS)[key] &= unmoved
+            if owner not in _PUBLIC:
+                _PARTS[attribute] = _PARTS.get(attribute, True) and unmoved
+            elif owner == type(model).__name__:
+                key = f"{what.partition(';')[0]}; {attribute}"
+                self.idle[key] = self.idle.get(key, True) and unmoved
         for one in found.values() if elements else ():
             if one.sensitive and one.elements and (count := perturbation.dead(one, model, data, targets)):
                 self.wrong.add(f"{what}: {one.owner}.{one.name}: {count} of {one.size} matter to no answer")
@@ -435,11 +436,8 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        self.wrong |= {
-            f"{what}; {name}: a parameter that no answer depends on"
-            for (what, name), is_idle in self.idle.items()
-            if is_idle
-        }
+        idle = (what for what, is_idle in self.idle.items() if is_idle)
+        self.wrong |= {f"{what}: a parameter that no answer depends on" for what in idle}
         if not self.fits:
             return "not fitted by any case"
         if self.wrong:
@@ -479,11 +477,12 @@ def main() -> int:
         verdicts[outcome.verdict].append(name)
         for line in sorted(outcome.wrong):
             print(f"{name}: {line}", flush=True)
-        for what, said in outcome.refusals.items():
-            print(f"{name} ({what}) is refused: {said}", flush=True)
-    print(
-        f"scikit-learn {sklearn.__version__}, skops {skops.__version__}: {fits} fits, {saved} of them equal from .skops"
-    )
+        for said in sorted(set(outcome.refusals.values())):
+            print(f"{name}: refused in {len(outcome.refusals)} of {outcome.fits} fits: {said}", flush=True)
+    for part in [part for part, is_idle in _PARTS.items() if is_idle and not options.names]:
+        print(f"{part}: a parameter that no answer depends on")
+        verdicts["differ"].append(part)
+    print(f"scikit-learn {sklearn.__version__}, skops {skops.__version__}: {fits} fits, {saved} equal from .skops too")
     for verdict, names in verdicts.items():
         print(f"{verdict}: {len(names)}: {', '.join(names)}")
     return 1 if verdicts["differ"] or verdicts["not fitted by any case"] else 0

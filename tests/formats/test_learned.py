@@ -1,6 +1,7 @@
 """Which numbers of an estimator are learned: those that its answers depend on and that other data would change."""
 
 import importlib.util
+import json
 import pickle
 import sys
 import zipfile
@@ -34,6 +35,7 @@ from sklearn import (
 from sklearn.datasets import load_iris
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
+from sklearn.utils import all_estimators
 from threadpoolctl import threadpool_limits
 
 import weighbridge
@@ -102,6 +104,11 @@ def test_what_answers_depend_on_is_what_is_counted(kind: str, name: str) -> None
             assert perturbation.disagreements(BENCH.counted(model), found) == [], what
             tried += 1
     assert tried
+
+
+def test_every_public_class_of_scikit_learn_has_a_rule() -> None:
+    table = json.loads((ROOT / "src/weighbridge/formats/data/estimators.json").read_text("utf-8"))
+    assert {name for name, _ in all_estimators()} - {name for row in table["classes"] for name in row["names"]} == set()
 
 
 def test_the_oracle_sees_a_number_that_is_not_counted() -> None:

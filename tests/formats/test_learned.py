@@ -83,7 +83,7 @@ ASKED = {
         " SelectKBest StackingClassifier VotingClassifier OutputCodeClassifier Isomap DummyClassifier Pipeline"
         " ColumnTransformer FeatureUnion LabelPropagation EllipticEnvelope"
     ),
-    "two classes": "TunedThresholdClassifierCV CalibratedClassifierCV",
+    "two classes": "CalibratedClassifierCV",
     "numbers": "Ridge PLSRegression CCA GaussianProcessRegressor TransformedTargetRegressor RANSACRegressor",
     "labels, one constant": "OneVsRestClassifier",
     "labels": "MultiOutputClassifier ClassifierChain",
@@ -266,7 +266,7 @@ def test_a_saved_class_that_is_not_scikit_learns_is_refused(tmp_path: Path) -> N
 def test_thresholds_that_were_tuned_are_learned_and_those_that_were_given_are_not() -> None:
     inner = linear_model.LogisticRegression(max_iter=500)
     two = Y[50:] == 2
-    assert counted(model_selection.TunedThresholdClassifierCV(inner).fit(X[50:], two)) == (5 + 1, 0)
+    assert counted(model_selection.TunedThresholdClassifierCV(inner, cv=2).fit(X[50:], two)) == (5 + 1, 0)
     assert counted(model_selection.FixedThresholdClassifier(inner, threshold=0.3).fit(X[50:], two)) == (5, 0)
     auto = counted(ensemble.IsolationForest(n_estimators=3, random_state=0).fit(X))[0]
     assert counted(ensemble.IsolationForest(n_estimators=3, random_state=0, contamination=0.1).fit(X))[0] == auto + 1

@@ -21,7 +21,7 @@ from typing import Any
 from weighbridge.diff import cache as store
 from weighbridge.diff.copies import left_out
 from weighbridge.ledger import Ledger
-from weighbridge.ledger.errors import Malformed, MissingExtra, NotFound, Unknown, WeighError
+from weighbridge.ledger.errors import Malformed, MissingExtra, NotFound, Refused, Unknown, WeighError
 
 CONTEXT = "weighbridge tensors v1"
 
@@ -58,8 +58,13 @@ def digest(
         NotFound: a file is gone, or the model has no values (a configuration alone).
         Malformed: a file changed since its header was read, or while its values were; a name is there twice.
         Truncated: a tensor lies beyond its file's end.
-        Refused: a file cannot be read, or lists its bytes over and over, as only a forged one does.
+        Refused: no tensor, a file cannot be read, or lists its bytes over and over, as only a forged one does.
     """
+    if not len(ledger):
+        raise Refused(
+            f"{ledger.source.location} holds no tensor, so that no digest tells it from others that hold none",
+            fix="sign a model that has learned something",
+        )
     files = _stamps(ledger)
     known = store.Cache() if cache else None
     try:

@@ -1,8 +1,8 @@
 """Gradient-boosted trees: XGBoost and LightGBM, from their own text formats or from live objects' own dumps.
 
-A tree is counted as scikit-learn's are: for each split the feature and the threshold, for each leaf its value; which
-child is which is structure. Sources: XGBoost 3.2 model schema (JSON and UBJSON), LightGBM 4.7
-`GBDT::SaveModelToString`.
+A tree is counted as scikit-learn's are: for each split the feature and the threshold, or where it parts categories the
+set of them, for each leaf its value; which child is which is structure. Sources: XGBoost 3.2 model schema (JSON and
+UBJSON), LightGBM 4.7 `GBDT::SaveModelToString`.
 """
 
 import re
@@ -36,7 +36,8 @@ def of_object(thing: Any) -> Header | None:
             continue
         if isinstance(thing, booster_class):
             return _of_booster(package, thing)
-        if type(thing).__module__.partition(".")[0] == package and hasattr(thing, "fit"):
+        lineage = {one.__module__.partition(".")[0] for one in type(thing).__mro__}
+        if package in lineage and hasattr(thing, "fit"):
             try:
                 booster = thing.get_booster() if package == "xgboost" else thing.booster_
             except Exception as error:
@@ -67,6 +68,26 @@ def read_xgboost(file: File, *, index: int = 0) -> Header:
     return parse_xgboost(model, file.name, index)
 
 
+def read_other(file: File, *, index: int = 0) -> Header | None:
+    """The trees of an XGBoost model under a name that does not tell, as `.model` and `.bst`; None for anything else.
+
+    Raises:
+        Refused: in the binary format that XGBoost wrote before version 3.
+    """
+    start = file.read(0, 512)
+    if start[:1] == b"{" and b"learner" in start[:64]:
+        return read_xgboost(file, index=index)
+    # Source: XGBoost 2 `LearnerIO::Load`: 136 bytes of parameters, then the objective's and the booster's names.
+    if start.startswith(b"binf") or any(
+        name in start[136:] for name in (b"\0\0\0\0\0gbtree", b"\0\0\0\0\0gblinear", b"\0\0\0\0\0dart")
+    ):
+        raise Refused(
+            f"{file.name} is in XGBoost's old binary format",
+            fix="load it with the XGBoost that wrote it and save_model it as .json or .ubj",
+        )
+    return None
+
+
 def parse_xgboost(model: Mapping[str, Any], name: str, index: int) -> Header:
     """The trees in a decoded XGBoost model.
 
@@ -92,14 +113,17 @@ def parse_xgboost(model: Mapping[str, Any], name: str, index: int) -> Header:
             for at, tree in enumerate(trees):
                 parameters = tree["tree_param"]
                 nodes = int(parameters["num_nodes"]) - int(parameters.get("num_deleted", 0))
-                rows.tree(f"trees.{at}", nodes, max(int(parameters.get("size_leaf_vector", 1)), 1), "F32", name)
+                outputs = max(int(parameters.get("size_leaf_vector", 1)), 1)
+                rows.tree(f"trees.{at}", nodes, outputs, "F32", name, len(tree.get("categories_nodes", ())))
                 chosen = len(tree.get("categories", ()))
                 if chosen:
                     rows.add(f"trees.{at}.categories", "I32", (chosen,), "parameter")
         else:
             raise Unknown(f"{name} is an XGBoost booster of kind {str(kind)[:40]!r}")
-        base = learner["learner_model_param"].get("base_score")
-        if base is not None:
+        stated = learner["learner_model_param"]
+        base = stated.get("base_score")
+        # Before version 2, and where a person gave it, it is a hyperparameter.
+        if base is not None and str(stated.get("boost_from_average", "0")) != "0":
             rows.add("base_score", "F32", (str(base).count(",") + 1,), "parameter")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(
@@ -133,7 +157,8 @@ def parse_lightgbm(raw: bytes, name: str, index: int) -> Header:
     rows = _Rows(index)
     for at, tree in enumerate(_blocks(raw)):
         leaves = _number(tree, b"num_leaves", name)
-        rows.tree(f"trees.{at}", 2 * leaves - 1, 1, "F64", name)
+        sets = _number(tree, b"num_cat", name) if b"num_cat" in tree else 0
+        rows.tree(f"trees.{at}", 2 * leaves - 1, 1, "F64", name, sets)
         categories = len(tree.get(b"cat_threshold", b"").split())
         if categories:
             rows.add(f"trees.{at}.categories", "I32", (categories,), "parameter")
@@ -173,12 +198,15 @@ class _Rows:
         self.rows.append(Row(name, element, shape, self.index, NOWHERE, element.nbytes(numel(shape))))
         self.kinds[name] = kind
 
-    def tree(self, path: str, nodes: int, outputs: int, dtype: str, name: str) -> None:
+    def tree(self, path: str, nodes: int, outputs: int, dtype: str, name: str, sets: int) -> None:
+        """`sets` is how many of its splits part categories, and so have no threshold."""
         if nodes < 1 or not nodes % 2:
             raise Malformed(f"{name}: {path} has {nodes} nodes, which no binary tree has")
         splits, leaves = nodes // 2, nodes // 2 + 1
+        if not 0 <= sets <= splits:
+            raise Malformed(f"{name}: {path} has {splits} splits, of which {sets} part categories")
         self.add(f"{path}.feature", "I32", (splits,), "parameter")
-        self.add(f"{path}.threshold", dtype, (splits,), "parameter")
+        self.add(f"{path}.threshold", dtype, (splits - sets,), "parameter")
         self.add(f"{path}.value", dtype, (leaves, outputs) if outputs > 1 else (leaves,), "parameter")
         self.add(f"{path}.children", "I32", (splits, 2), "buffer")
 

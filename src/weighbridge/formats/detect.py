@@ -69,7 +69,10 @@ def read_header(file: File, index: int, beside: Beside | None = None) -> Header:
             return _reader(module, function)(file, index=index)
     suffix = file.name.rpartition(".")[2].lower()
     if suffix == "joblib":
-        raise Refused(f"{file.name} is a pickle, which runs code when it is loaded", fix="save it with skops.io.dump")
+        raise Refused(
+            f"{file.name} is a pickle, which runs code when it is loaded",
+            fix="save it with skops.io.dump, a booster of XGBoost or LightGBM with its own save_model",
+        )
     if start[:2] == b"PK":
         return _zip(file, index, suffix)
     if start[:2] in _PICKLES:
@@ -82,6 +85,9 @@ def read_header(file: File, index: int, beside: Beside | None = None) -> Header:
         raise Malformed(f"{file.name} is a Git LFS pointer, not the file itself", fix="git lfs pull")
     if start.lower().startswith((b"<!doctype", b"<html")):
         raise Malformed(f"{file.name} is a web page, not a model", fix="download it again")
+    boosted = _reader("boosted", "read_other")(file, index=index)
+    if boosted is not None:
+        return boosted
     if int.from_bytes(start[:8], "little") > safetensors.LARGEST_HEADER:
         raise Malformed(
             f"{file.name} is no model file", fix="docs/formats.md lists what is read, whatever it is called"

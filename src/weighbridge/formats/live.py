@@ -31,7 +31,7 @@ def ledger_of(thing: Any) -> Ledger:
 
         return configured.ledger_of(found, location=_title(thing), name=str(found["model_type"]))
     kind, header = _header(thing)
-    if not header.rows:
+    if not header.rows and kind != "estimator":  # scalers and encoders may learn nothing
         raise Unknown(f"this {_title(thing)} holds no arrays", fix="give it once it has been built or fitted")
     architecture, notes = _architecture(thing, header)
     return Ledger(

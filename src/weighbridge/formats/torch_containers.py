@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from weighbridge.formats import torch_calls, torch_names
-from weighbridge.formats.inert import Meter
+from weighbridge.formats.inert import Meter, Record
 from weighbridge.formats.local import LocalFile
 from weighbridge.formats.pickles import Machine
 from weighbridge.formats.torch_names import Storage, width
@@ -116,7 +116,13 @@ def _read_legacy(file: File, data: bytes, *, near: bool) -> Opened:
     meter = Meter(file.name, _BUDGET)
     storages: dict[str, Storage] = {}
     machine = _machine(data, meter, storages)
-    if machine.load() != _MAGIC:
+    first = machine.load()
+    if isinstance(first, Record):
+        raise Refused(
+            f"{file.name} is a pickle of a {str(first.type)[:200]}, which runs code when it is loaded",
+            fix=torch_names.safer(first.type.module),
+        )
+    if first != _MAGIC:
         raise Malformed(
             f"{file.name} is a pickle that torch.save did not write",
             fix="save it with torch.save, an estimator with skops.io.dump",

@@ -130,14 +130,18 @@ def admit(name: Global, meter: Meter) -> None:
 
 _SAFER_ESTIMATORS = {
     "sklearn": "save it with skops.io.dump",
-    "xgboost": "save it with save_model",
-    "lightgbm": "save it with booster_.save_model",
+    "xgboost": "save it with save_model as .json or .ubj",
+    "lightgbm": "save it as text with save_model (of an estimator: booster_.save_model)",
 }
+
+
+def safer(module: str) -> str:
+    """How to save what a class of that module makes, without a pickle."""
+    # An estimator is no tensor file: its own libraries write formats that need no pickle.
+    return _SAFER_ESTIMATORS.get(module.partition(".")[0], SAFER)
 
 
 def refused(verb: str, name: Global, meter: Meter) -> Refused:
     """The error for a name that the pickle `verb`s."""
     told = f"the pickle {verb} {str(name)[:200]}, which no tensor file needs; nothing was executed"
-    # An estimator is no tensor file: its own libraries write formats that need no pickle.
-    fix = _SAFER_ESTIMATORS.get(name.module.partition(".")[0], SAFER)
-    return Refused(f"{meter.name}: {told}", fix=fix)
+    return Refused(f"{meter.name}: {told}", fix=safer(name.module))

@@ -214,4 +214,5 @@ class _Rows:
         if not self.rows:
             raise Unknown("a model without a tree has learned nothing", fix="train it for a round")
         trained = frozenset(name for name, kind in self.kinds.items() if kind == "parameter")
-        return Header(rows=self.rows, format=format, stated=Stated(kinds=self.kinds, trained=trained))
+        roles = dict.fromkeys(self.kinds, "other")  # no name of theirs is one of a network's
+        return Header(rows=self.rows, format=format, stated=Stated(kinds=self.kinds, roles=roles, trained=trained))

@@ -161,14 +161,16 @@ def _is_optax(node: Any) -> bool:
 
 
 def _shape(name: str, leaf: Any) -> tuple[int, ...]:
-    sizes: tuple[Any, ...]
     try:
-        sizes = tuple(leaf.shape)
+        sizes: list[Any] = [*leaf.shape]
     except TypeError:
-        sizes = (None,)
-    if any(isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= n < 1 << 62 for n in sizes):
+        sizes = [None]
+    if not all(type(n) is int or (hasattr(n, "__index__") and not isinstance(n, bool)) for n in sizes):
         raise Unknown(f"{name} has a shape of {str(leaf.shape)[:60]}", fix="give arrays whose sizes are known")
-    return tuple(int(n) for n in sizes)
+    shape = tuple(int(n) for n in sizes)
+    if not all(0 <= n < 1 << 62 for n in shape):
+        raise Unknown(f"{name} has a shape of {str(shape)[:60]}", fix="give arrays whose sizes are known")
+    return shape
 
 
 def _value(variable: Any) -> Any:

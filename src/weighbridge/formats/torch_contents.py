@@ -18,6 +18,7 @@ _WRAPPED_AGAIN = frozenset(("state_dict", "model_state_dict", "model", "module")
 
 _DEEPEST = 100
 _MOST_WRAPPERS = 4
+_ONLY_ROUND = frozenset({"Quantize", "DeQuantize", "FloatFunctional", "QFunctional", "FXFloatFunctional"})
 _LEAVES = (str, int, float, bool, bytes, type(None))
 
 
@@ -252,10 +253,9 @@ def _join(name: str, key: object) -> str:
 
 def _refuse_lost_tensor(value: object, name: str) -> None:
     """A tensor that was pickled in a way that is not read must not go uncounted."""
-    if isinstance(value, Record) and value.type.module.startswith("__torch__.torch.classes.quantized"):
-        raise Unknown(
-            f"{name!r} holds weights in the form of their kernels", fix="show the model before it is quantized"
-        )
+    if isinstance(value, Record) and ".nn.quantized." in value.type.module and value.type.name not in _ONLY_ROUND:
+        # Their script keeps weights in the form of their kernels.
+        raise Unknown(f"{name!r} is a quantized {value.type.name}", fix="show the model before it is quantized")
     if (
         isinstance(value, Record)
         and value.type.module.partition(".")[0] == "torch"

@@ -100,7 +100,7 @@ class _Packing:
     def __init__(self, owner: Any, prefix: str) -> None:
         held = [(leaf, kind, tensor) for leaf, kind, tensor in _own(owner)]
         types = {leaf: _dtype(_joined(prefix, leaf), tensor) for leaf, _, tensor in held if not _leaves(tensor)}
-        self._siblings = frozenset(leaf for leaf, _, _ in held)
+        self._siblings = frozenset(pattern_of(leaf) for leaf, _, _ in held)
         self._coded = frozenset(
             leaf
             for leaf, kind, tensor in held
@@ -127,7 +127,7 @@ class _Packing:
         return bool(self._coded) and (leaf in self._coded or leaf == "bias" or self._serves(leaf))
 
     def _serves(self, leaf: str) -> bool:
-        return serves(leaf, self._siblings, self._coded) is not None
+        return serves(pattern_of(leaf), self._siblings, self._coded) is not None
 
 
 def _holds_codes(dtype: DType, tensor: Any, *, learned: bool) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 _PLAIN_LEAVES = frozenset({"weight", "bias", "scale", "gamma", "beta", "weight_g", "weight_v"})
 # llama.cpp before it stacked them: blk.#.ffn_gate.#.weight.
 _EXPERT_OF_OLD = re.compile(r"blk\.#\.ffn_(?:gate|up|down)\.#$")
+# llama.cpp's `v.blk` and `a.conv1d`: others may have a module of one letter, too.
+_BELOW_A_TOWER = re.compile(r"(?:blk|[\w#]*embd[\w#]*|\w+_ln|conv[\w#]*|std_\w+|mm[\w#]*|tile_\w+|\w*resmpl\w*)$")
 _NORMS = frozenset({"ln", "ln_f", "ln_pre", "ln_post", "ln_q", "ln_k", "ln_kv", "bn", "gn", "layerscale"})
 
 
@@ -51,7 +53,7 @@ def role_of(pattern: str, shape: Sequence[int]) -> str:
     if any(part.startswith(_prefixes()) or part in _set("adapter") for part in parts):
         return "adapter"
     towers = _table("tower")
-    if parts[0] in _table("tower_first"):
+    if parts[0] in _table("tower_first") and (len(parts[0]) > 1 or _BELOW_A_TOWER.match(".".join(parts[1:2]))):
         return _table("tower_first")[parts[0]]
     for part in parts[:-1]:
         if part in towers:

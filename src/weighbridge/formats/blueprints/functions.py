@@ -93,6 +93,13 @@ def _whole_numbers(text: Value, mark: Value) -> list[Any]:
     return [int(part) for part in parts]
 
 
+def _words(text: Value, mark: Value) -> list[Any]:
+    """The words of a text, between marks."""
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise Malformed(f"{shown(text)} where words between {mark!r} are needed")
+    return text.split(mark)
+
+
 def _primes(least: Value, count: Value) -> list[int]:
     """The first primes from a number on."""
     if number(count) > 10_000 or number(least) > 1 << 40:
@@ -160,6 +167,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     },
     "whole_numbers": _whole_numbers,
     "split": _split,
+    "words": _words,
     "divisible": _divisible,
     "primes": _primes,
     "is_list": lambda value: isinstance(value, (list, tuple)),

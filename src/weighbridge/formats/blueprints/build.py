@@ -14,6 +14,7 @@ from weighbridge.formats.blueprints.settings import Settings
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 _MOST_TENSORS = 200_000
+_MOST_MODULES = 5_000  # of one list: the deepest models have a few hundred layers
 _MOST_STEPS = 3_000_000
 _LARGEST = 1 << 36  # of one dimension: a thousand times the largest vocabulary
 _MOST_ELEMENTS = 1 << 61  # of one tensor: PyTorch counts its bytes in 63 bits
@@ -170,7 +171,7 @@ def _derive_one(statement: Statement, scope: _Scope) -> None:
     elif statement.kind == "if":
         for inner in statement.body if _compute(statement.expressions[0], scope) else statement.otherwise:
             _derive_one(inner, scope)
-    elif statement.kind == "require":
+    elif statement.kind in ("require", "demand"):
         _require(statement, scope)
     elif statement.kind == "let":
         scope.sources[statement.name] = _fields(statement.expressions[0], scope)
@@ -225,8 +226,8 @@ def _fields(expression: Expr, scope: _Scope) -> dict[str, Any]:
             value = scope.read(name)
             if not isinstance(value, Settings):
                 found[scope.settings.path(name)] = value
-            for source in scope.settings.sources(name):
-                if scope.settings.given(source):
+            for source in scope.settings.sources(name) if not scope.settings.given(name) else ():
+                if scope.settings.has(source) and not isinstance(scope.read(source), Settings):
                     found[scope.settings.path(source)] = scope.read(source)
     return found
 
@@ -242,6 +243,8 @@ def _require(statement: Statement, scope: _Scope) -> None:
     if not _compute(expression, scope):
         fields = _fields(expression, scope) | (_fields(statement.when, scope) if statement.when else {})
         told = ", ".join(f"{path} is {_said(value)}" for path, value in fields.items()) or expression.text
+        if statement.kind == "demand":
+            raise Malformed(f"{told}: transformers builds no such model", fix="correct it")
         raise _Choice(f"a choice that the blueprint does not know: {told}")
 
 
@@ -281,7 +284,11 @@ class _Builder:
             self.steps += 1
             if self.steps > _MOST_STEPS:
                 raise Refused("a model of more parts than any has", fix="look at its counts of layers and experts")
-            if statement.when is not None and statement.kind != "require" and not _compute(statement.when, scope):
+            if (
+                statement.when is not None
+                and statement.kind not in ("require", "demand")
+                and not _compute(statement.when, scope)
+            ):
                 continue
             getattr(self, f"_{statement.kind}")(statement, family, scope, prefix, depth)
 
@@ -319,6 +326,8 @@ class _Builder:
         values = _compute(statement.expressions[0], scope)
         if not isinstance(values, (list, tuple, range)):
             raise _named("no list", statement.expressions[0], scope)
+        if len(values) > _MOST_MODULES:
+            raise _named(f"{len(values):,} modules, more than any model has", statement.expressions[0], scope)
         if self.forms and len(statement.body) == 1 and statement.body[0].kind == "module":
             place = prefix + statement.body[0].name.partition(".{")[0]
             text = statement.expressions[0].text
@@ -347,6 +356,8 @@ class _Builder:
 
     def _require(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         _require(statement, scope)
+
+    _demand = _require
 
     def _tie(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         copy = prefix + self._name(statement.name, scope)

@@ -114,7 +114,7 @@ class Settings(Fields):
         stated = {aliases[name]: value for name, value in given.items() if name in aliases}
         yields = {aliases[name] for name in self._class.yielding}
         self._given |= {name: value for name, value in stated.items() if not (name in yields and name in given)}
-        self._by_alias = set(stated)
+        self._by_alias = {aliases[name]: name for name in given if name in aliases}
         self._own = {name: value for name, value in given.items() if name not in aliases}
         self._derived: dict[str, Any] = {}
         self._sources: dict[str, list[str]] = {}
@@ -124,8 +124,10 @@ class Settings(Fields):
         self._check_kinds()
         self._check_labels()
         derive(self)
+        asked = set(self._read)
         self._check_layers()
         self._check_activations()
+        self._read = asked  # what is only checked is not what a model is built from
         for name in self._class.parts:  # what is wrong in a part is refused, whoever reads it
             self.part(name)
 
@@ -197,7 +199,9 @@ class Settings(Fields):
                     )
 
     def path(self, name: str) -> str:
-        """The field's full name, for messages."""
+        """The field's full name, for messages: as the config calls it, where it states it."""
+        name = self._class.aliases.get(name, name)
+        name = self._by_alias.get(name, name)
         return f"{self.where}.{name}" if self.where else name
 
     # Reading ---------------------------------------------------------------------------------------------------------

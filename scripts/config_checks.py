@@ -232,8 +232,25 @@ def of_method(config: type, owner: type, name: str) -> list[str]:
     line = [one for one in owner.__mro__ if name in vars(one)]
     if not line or line[0] is PreTrainedConfig or not inspect.isfunction(vars(line[0])[name]):
         return []
-    tree = ast.parse(textwrap.dedent(inspect.getsource(vars(line[0])[name]))).body[0]
-    return Reader(config=config, owner="self", above=line[0].__mro__[1], method=name).conditions(tree.body, {}, [])
+    reader = Reader(config=config, owner="self", above=line[0].__mro__[1], method=name)
+    return reader.conditions(lines_of(vars(line[0])[name]), computed_by(config, reader), [])
+
+
+def lines_of(function: types.FunctionType) -> list[ast.stmt]:
+    return ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body
+
+
+def computed_by(config: type, reader: Reader) -> _Names:
+    """What a class computes before it checks: attributes that are no fields, by the lines that set them."""
+    names: _Names = {}
+    fields = {field.name for field in dataclasses.fields(config)}
+    for line in lines_of(config.__post_init__):
+        target = ast.unparse(line.targets[0]) if isinstance(line, ast.Assign) else ""
+        if target.count(".") == 1 and target.startswith("self.") and target.removeprefix("self.") not in fields:
+            text = reader.tell(line.value, names)
+            if text is not None:
+                names[target] = ast.parse(text, mode="eval").body
+    return names
 
 
 def of_modules(config: type) -> list[str]:

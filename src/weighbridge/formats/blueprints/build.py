@@ -11,6 +11,7 @@ from weighbridge.formats.blueprints.expressions import bind
 from weighbridge.formats.blueprints.forms import form, forms
 from weighbridge.formats.blueprints.language import Call, Expr, Part, Statement, pieces
 from weighbridge.formats.blueprints.settings import Settings
+from weighbridge.formats.blueprints.values import shown
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 _MOST_TENSORS = 200_000
@@ -30,6 +31,10 @@ class NotCovered(Unknown):
 
 class _Choice(NotCovered):
     """A choice that a blueprint does not know, below conditions that are yet to be named."""
+
+
+class _Demand(Malformed):
+    """Something that transformers demands, below conditions that are yet to be named."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -233,7 +238,7 @@ def _fields(expression: Expr, scope: _Scope) -> dict[str, Any]:
 
 
 def _said(value: Any) -> str:
-    return "null" if value is None else "an object" if isinstance(value, Mapping) else repr(value)[:40]
+    return "an object" if isinstance(value, Mapping) else shown(value)[:40]
 
 
 def _require(statement: Statement, scope: _Scope) -> None:
@@ -244,7 +249,7 @@ def _require(statement: Statement, scope: _Scope) -> None:
         fields = _fields(expression, scope) | (_fields(statement.when, scope) if statement.when else {})
         told = ", ".join(f"{path} is {_said(value)}" for path, value in fields.items()) or expression.text
         if statement.kind == "demand":
-            raise Malformed(f"{told}: transformers builds no such model", fix="correct it")
+            raise _Demand(f"{told}: transformers builds no such model", fix="correct it")
         raise _Choice(f"a choice that the blueprint does not know: {told}")
 
 
@@ -346,10 +351,12 @@ class _Builder:
         chosen = statement.body if _compute(statement.expressions[0], scope) else statement.otherwise
         try:
             self.body(chosen, family, scope, prefix, depth)
-        except _Choice as error:
+        except (_Choice, _Demand) as error:
             fields = _fields(statement.expressions[0], scope)
             told = [f"{path} is {_said(value)}" for path, value in fields.items() if path not in error.what]
-            raise NotCovered(", ".join([error.what, *told])) from None
+            if isinstance(error, _Choice):
+                raise NotCovered(", ".join([error.what, *told])) from None
+            raise Malformed(", ".join([*told, error.what]), fix="correct either" if told else "correct it") from None
 
     def _let(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         self._bind(statement.name, statement.expressions[0], scope, scope)

@@ -9,6 +9,7 @@ import ast
 import collections.abc
 import dataclasses
 import inspect
+import math
 import re
 import sys
 import textwrap
@@ -204,7 +205,24 @@ def refused(config: type) -> list[str]:
         found.append(_ROTATED)
     changed = changed_by(config)
     found = [text for text in found if changed.isdisjoint(re.findall(r"\w+", text))]
-    return list(dict.fromkeys([*found, *of_modules(config), *of_padding(config)]))
+    return list(dict.fromkeys([*of_bounds(config), *found, *of_modules(config), *of_padding(config)]))
+
+
+def of_bounds(config: type) -> list[str]:
+    """The bounds that transformers' validators set to single fields."""
+    found = []
+    for field in dataclasses.fields(config):
+        for check in field.metadata.get("validator", ()):
+            bounds = inspect.getclosurevars(check).nonlocals
+            if math.isfinite(bounds.get("min", math.inf)):
+                found.append(f"{field.name} {'<=' if bounds['exclude_min'] else '<'} {bounds['min']}")
+            if math.isfinite(bounds.get("max", math.inf)):
+                found.append(f"{field.name} {'>=' if bounds['exclude_max'] else '>'} {bounds['max']}")
+            if check.__name__ == "positive_int_field":
+                found.append(f"{field.name} is not None and {field.name} <= 0")
+            if "divisor" in bounds:
+                found.append(f"{field.name} % {bounds['divisor']} != 0")
+    return found
 
 
 def changed_by(config: type) -> set[str]:
@@ -300,7 +318,12 @@ def activations(config: type) -> list[str]:
     """The fields whose words the models of a config look up among the activations."""
     text = "\n".join(text for _, text in modules(config))
     names = set(re.findall(r"ACT2(?:FN|CLS)\[\w*(?:\.\w+)*\.(\w+)\]", text))
-    names &= {field.name for field in dataclasses.fields(config)}
+    if re.search(r"ACT2(?:FN|CLS)\[\w+\]", text):  # a module is handed the word
+        names |= set(re.findall(r"config\.(\w*act(?:ivation)?(?:_fn|_function)?)\b", text))
+    fields = dataclasses.fields(config)
+    names &= {field.name for field in fields if field.type in (str, str | None)}
+    checks = {field.name: field.metadata.get("validator", ()) for field in fields}
+    names |= {name for name, those in checks.items() if any(one.__name__ == "activation_fn_key" for one in those)}
     return sorted(name for name in names if getattr(config, name, None) in (None, *ACT2FN))
 
 

@@ -86,7 +86,9 @@ def build(
     except (Malformed, NotCovered):
         # Once more, with an eye on which fields each value comes from: the error shall name them.
         again = Built(model_type=model_type, class_name=name, settings=settings)
-        _Builder(again, facts_only=facts_only, forms=forms, traced=True).part(part, family, scope, "", depth=0)
+        _Builder(again, facts_only=facts_only, forms=forms, traced=True).part(
+            part, family, _Scope({}, settings), "", depth=0
+        )
         raise
     if not facts_only:
         built.ties = _resolved(built)

@@ -62,7 +62,10 @@ def _stages(features: Value, indices: Value, last: Value) -> list[int]:
     if features is None and indices is None:
         return [whole(last)]
     if features is None:
-        return [index if index >= 0 else whole(last) + 1 + index for index in map(whole, listed(indices))]
+        found = [index if index >= 0 else whole(last) + 1 + index for index in map(whole, listed(indices))]
+        if not all(0 <= index <= whole(last) for index in found):
+            raise Malformed(f"{shown(list(listed(indices)))} where numbers of the {whole(last) + 1} stages are needed")
+        return found
     numbers: dict[Any, int] = {"stem": 0} | {f"stage{at}": at for at in _range(1, whole(last) + 1)}
     unknown = [name for name in listed(features) if not isinstance(name, str) or name not in numbers]
     if unknown:

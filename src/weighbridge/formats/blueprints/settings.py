@@ -138,7 +138,7 @@ class Settings(Fields):
         for name, value in self._given.items():
             if name in self._class.parts:
                 continue
-            default = self._class.defaults.get(name, _file().base.get(name))
+            default = self._class.defaults.get(name)
             kind = self._class.kinds.get(name) or plain(default)
             if kind and not fits(value, kind):
                 raise Malformed(f"{self.path(name)} is {shown(value)}", fix=f"it should be {wanted(kind)}")

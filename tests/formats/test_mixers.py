@@ -47,6 +47,47 @@ def test_an_encoder_has_windows_of_its_own(model_type: str) -> None:
     ]
 
 
+def built(model_type: str, fields: dict[str, Any]) -> Any:
+    config = tf.CONFIG_MAPPING[model_type](**fields)
+    with torch.device("meta"):
+        return MODEL_MAPPING[type(config)](config)
+
+
+@pytest.mark.parametrize("windows", [512, [32, 64, 128]])
+def test_longformers_layers_see_windows_of_their_own(windows: int | list[int]) -> None:
+    for model_type, layers in (("longformer", "num_hidden_layers"), ("led", "encoder_layers")):
+        fields = {layers: 3, "attention_window": windows}
+        sides = [
+            m.one_sided_attn_window_size for m in built(model_type, fields).modules() if hasattr(m, "query_global")
+        ]
+        said = [m["window"] for m in architecture(model_type, **fields)["mixers"] if m["kind"] == "bidirectional"]
+        assert said == [2 * side for side in sides]
+        assert len(said) == 3
+
+
+def test_long_t5_sees_as_far_as_its_radius() -> None:
+    fields = {"num_layers": 2, "local_radius": 31, "encoder_attention_type": "transient-global"}
+    blocks = [m.block_len for m in built("longt5", fields).modules() if hasattr(m, "block_len") and hasattr(m, "q")]
+    mixers = architecture("longt5", **fields)["mixers"]
+    assert [m["window"] for m in mixers if m["kind"] == "bidirectional"] == [2 * block - 1 for block in blocks]
+    assert all("window" not in m for m in mixers if m["kind"] != "bidirectional")
+
+
+@pytest.mark.parametrize("model_type", ["big_bird", "bigbird_pegasus"])
+def test_big_birds_blocks_are_those_of_its_modules(model_type: str) -> None:
+    layers = "num_hidden_layers" if model_type == "big_bird" else "encoder_layers"
+    fields = {layers: 2, "block_size": 16, "num_random_blocks": 2}
+    sparse = [
+        (m.block_size, m.num_random_blocks)
+        for m in built(model_type, fields).modules()
+        if hasattr(m, "num_random_blocks")
+    ]
+    said = [m for m in architecture(model_type, **fields)["mixers"] if m["kind"] == "bidirectional"]
+    assert [(m["block"], m["random_blocks"]) for m in said] == sparse
+    full = architecture(model_type, attention_type="original_full", **fields)["mixers"]
+    assert all("window" not in m and "block" not in m for m in full)
+
+
 @pytest.mark.parametrize(
     ("model_type", "towers"),
     [

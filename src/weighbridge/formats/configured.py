@@ -69,6 +69,11 @@ def ledger_of(
         architecture = replace(configs.from_config(config), frozen=found.frozen)
     element, said = _dtype(config)
     notes += said
+    stated = config.get("model_type")
+    if isinstance(stated, str) and model_type not in (None, stated):
+        notes.append(
+            f"nobody knows the model_type {stated}: counted as {model_type}, whose class {class_name} it names"
+        )
     if not _stated_class(config):
         notes.append(f"config.json names no class: counted as {class_name}, the usual one")
     if architecture.quantization:
@@ -196,9 +201,29 @@ def with_settings(config: Mapping[str, object], settings: Mapping[str, object]) 
             inner = place.get(step)
             if inner is not None and not isinstance(inner, dict):
                 raise Refused(f"--set {name}: {step} is no object")
+            if inner is None and place is changed:
+                _refuse_hiding(config, step, name)
             place[step] = place = dict(inner or {})
         place[last] = value
     return changed
+
+
+def _refuse_hiding(config: Mapping[str, object], part: str, path: str) -> None:
+    """Older configs state the sizes of a part at the top. Their class reads them there only while the part is absent:
+    one field of it would put defaults in place of all others.
+    """
+    own = class_of(str(config.get("model_type")))
+    spec = own.parts.get(part) if own else None
+    inner = class_of(spec.type) if spec else None
+    if own is None or inner is None:
+        return
+    flat = [name for name in config if name in inner.defaults and name not in own.defaults]
+    if flat:
+        last = path.rpartition(".")[2]
+        raise Refused(
+            f"--set {path}: this config states the fields of its {part} at the top, such as {flat[0]}",
+            fix=f"--set {last}=VALUE changes it there",
+        )
 
 
 def states(config: Mapping[str, object], path: str) -> bool:

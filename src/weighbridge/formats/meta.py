@@ -58,7 +58,7 @@ def build(config: Mapping[str, object], *, why: Unknown) -> Found:
     if "unknown" in answer:
         raise Unknown(f"{why.what}; {answer['unknown']}", fix=answer.get("fix", "a newer transformers may know it"))
     if "malformed" in answer:
-        raise Malformed(f"transformers refuses this config: {answer['malformed']}")
+        raise Malformed(f"{why.what}; transformers refuses this config: {answer['malformed']}")
     return Found(
         class_name=answer["class"],
         transformers=answer["transformers"],

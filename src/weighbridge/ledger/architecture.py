@@ -34,6 +34,8 @@ class Mixer:
     head_dim: int | None = None
     value_dim: int | None = None  # where it differs from head_dim
     window: int | None = None  # tokens
+    block: int | None = None  # tokens of a block, where blocks see their neighbors, the first and the last one
+    random_blocks: int | None = None  # ... and how many others
     rate: int | None = None  # tokens that one compressed entry stands for
     kv_rank: int | None = None
     rope_dim: int | None = None

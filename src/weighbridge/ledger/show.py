@@ -43,6 +43,8 @@ _MIXING = {
     "head_dim": "head dim",
     "value_dim": "value dim",
     "window": "window",
+    "block": "block",
+    "random_blocks": "random blocks",
     "rate": "tokens an entry",
     "kv_rank": "kv rank",
     "rope_dim": "rope dim",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from weighbridge.formats.blueprints import library
@@ -10,18 +11,30 @@ from weighbridge.formats.blueprints.expressions import bind
 from weighbridge.formats.blueprints.forms import form, forms
 from weighbridge.formats.blueprints.language import Call, Expr, Part, Statement, pieces
 from weighbridge.formats.blueprints.settings import Settings
+from weighbridge.formats.blueprints.values import shown
 from weighbridge.ledger.errors import Malformed, Refused, Unknown
 
 _MOST_TENSORS = 200_000
+_MOST_MODULES = 5_000  # of one list: the deepest models have a few hundred layers
 _MOST_STEPS = 3_000_000
-_LARGEST = 1 << 40  # of one dimension
+_LARGEST = 1 << 36  # of one dimension: a thousand times the largest vocabulary
+_MOST_ELEMENTS = 1 << 61  # of one tensor: PyTorch counts its bytes in 63 bits
 _DEEPEST = 60
 _LEARNED_ACTIVATIONS = ("prelu", "xielu")
+_MULTIPLE = re.compile(r"(\w+) % (\w+) != 0(?: and |$)")
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 
 
 class NotCovered(Unknown):
     """A config that the blueprint does not speak for: a choice it does not know, a field nobody states."""
+
+
+class _Choice(NotCovered):
+    """A choice that a blueprint does not know, below conditions that are yet to be named."""
+
+
+class _Demand(Malformed):
+    """Something that transformers demands, below conditions that are yet to be named."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,10 +83,12 @@ def build(
     scope = _Scope({}, settings)
     try:
         _Builder(built, facts_only=facts_only, forms=forms, traced=False).part(part, family, scope, "", depth=0)
-    except Malformed:
+    except (Malformed, NotCovered):
         # Once more, with an eye on which fields each value comes from: the error shall name them.
         again = Built(model_type=model_type, class_name=name, settings=settings)
-        _Builder(again, facts_only=facts_only, forms=forms, traced=True).part(part, family, scope, "", depth=0)
+        _Builder(again, facts_only=facts_only, forms=forms, traced=True).part(
+            part, family, _Scope({}, settings), "", depth=0
+        )
         raise
     if not facts_only:
         built.ties = _resolved(built)
@@ -135,6 +150,25 @@ def _derive(settings: Settings) -> None:
     kind = family.types.get(settings.model_type)
     for statement in kind.body if kind else ():
         _derive_one(statement, scope)
+    for text in settings.refused:
+        condition = Expr(text=text)
+        try:
+            met = condition.compute(scope)
+        except Unknown:  # of a field that neither the config nor its class states
+            continue
+        except (Malformed, TypeError, ValueError, KeyError, OverflowError, ZeroDivisionError) as error:
+            if None in _fields(condition, scope).values():  # what the class puts there is not known
+                continue
+            raise _named(getattr(error, "what", str(error)), condition, scope) from None
+        if met:
+            if (multiple := _MULTIPLE.match(text)) is not None:
+                (value, number), (of, divisor) = ((settings.path(n), f"{scope.read(n):,}") for n in multiple.groups())
+                raise Malformed(
+                    f"{value} is {number}, which {of}, {divisor}, does not divide",
+                    fix="correct either; transformers refuses such a config too",
+                )
+            told = ", ".join(f"{path} is {_said(value)}" for path, value in _fields(condition, scope).items())
+            raise Malformed(f"{told}: transformers refuses a config where {text}", fix="correct either")
 
 
 def _derive_one(statement: Statement, scope: _Scope) -> None:
@@ -144,7 +178,7 @@ def _derive_one(statement: Statement, scope: _Scope) -> None:
     elif statement.kind == "if":
         for inner in statement.body if _compute(statement.expressions[0], scope) else statement.otherwise:
             _derive_one(inner, scope)
-    elif statement.kind == "require":
+    elif statement.kind in ("require", "demand"):
         _require(statement, scope)
     elif statement.kind == "let":
         scope.sources[statement.name] = _fields(statement.expressions[0], scope)
@@ -158,7 +192,8 @@ def _derive_one(statement: Statement, scope: _Scope) -> None:
             return  # a sub-config that is not there
         if statement.only_null and target.has(name) and target.read(name) is not None:
             return
-        target.set(name, _compute(statement.expressions[0], scope))
+        sources = statement.expressions[0].names if target is settings else ()
+        target.set(name, _compute(statement.expressions[0], scope), sources)
 
 
 def _compute(expression: Expr, scope: _Scope) -> Any:
@@ -168,7 +203,8 @@ def _compute(expression: Expr, scope: _Scope) -> Any:
     except NotCovered:
         raise
     except Unknown as error:
-        raise NotCovered(error.what) from None
+        told = error.what if error.what.endswith("is not stated") else _named(error.what, expression, scope).what
+        raise NotCovered(told) from None
     except Malformed as error:
         raise _named(error.what, expression, scope) from None
     except (TypeError, ValueError, KeyError, OverflowError, ZeroDivisionError) as error:
@@ -197,11 +233,14 @@ def _fields(expression: Expr, scope: _Scope) -> dict[str, Any]:
             value = scope.read(name)
             if not isinstance(value, Settings):
                 found[scope.settings.path(name)] = value
+            for source in scope.settings.sources(name) if not scope.settings.given(name) else ():
+                if scope.settings.has(source) and not isinstance(scope.read(source), Settings):
+                    found[scope.settings.path(source)] = scope.read(source)
     return found
 
 
 def _said(value: Any) -> str:
-    return "null" if value is None else "an object" if isinstance(value, Mapping) else repr(value)[:40]
+    return "an object" if isinstance(value, Mapping) else shown(value)[:40]
 
 
 def _require(statement: Statement, scope: _Scope) -> None:
@@ -209,9 +248,11 @@ def _require(statement: Statement, scope: _Scope) -> None:
         return
     expression = statement.expressions[0]
     if not _compute(expression, scope):
-        fields = _fields(expression, scope)
+        fields = _fields(expression, scope) | (_fields(statement.when, scope) if statement.when else {})
         told = ", ".join(f"{path} is {_said(value)}" for path, value in fields.items()) or expression.text
-        raise NotCovered(f"a choice that the blueprint does not know: {told}")
+        if statement.kind == "demand":
+            raise _Demand(f"{told}: transformers builds no such model", fix="correct it")
+        raise _Choice(f"a choice that the blueprint does not know: {told}")
 
 
 class _Builder:
@@ -250,7 +291,11 @@ class _Builder:
             self.steps += 1
             if self.steps > _MOST_STEPS:
                 raise Refused("a model of more parts than any has", fix="look at its counts of layers and experts")
-            if statement.when is not None and statement.kind != "require" and not _compute(statement.when, scope):
+            if (
+                statement.when is not None
+                and statement.kind not in ("require", "demand")
+                and not _compute(statement.when, scope)
+            ):
                 continue
             getattr(self, f"_{statement.kind}")(statement, family, scope, prefix, depth)
 
@@ -288,6 +333,8 @@ class _Builder:
         values = _compute(statement.expressions[0], scope)
         if not isinstance(values, (list, tuple, range)):
             raise _named("no list", statement.expressions[0], scope)
+        if len(values) > _MOST_MODULES:
+            raise _named(f"{len(values):,} modules, more than any model has", statement.expressions[0], scope)
         if self.forms and len(statement.body) == 1 and statement.body[0].kind == "module":
             place = prefix + statement.body[0].name.partition(".{")[0]
             text = statement.expressions[0].text
@@ -304,13 +351,22 @@ class _Builder:
 
     def _if(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         chosen = statement.body if _compute(statement.expressions[0], scope) else statement.otherwise
-        self.body(chosen, family, scope, prefix, depth)
+        try:
+            self.body(chosen, family, scope, prefix, depth)
+        except (_Choice, _Demand) as error:
+            fields = _fields(statement.expressions[0], scope)
+            told = [f"{path} is {_said(value)}" for path, value in fields.items() if path not in error.what]
+            if isinstance(error, _Choice):
+                raise NotCovered(", ".join([error.what, *told])) from None
+            raise Malformed(", ".join([*told, error.what]), fix="correct either" if told else "correct it") from None
 
     def _let(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         self._bind(statement.name, statement.expressions[0], scope, scope)
 
     def _require(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         _require(statement, scope)
+
+    _demand = _require
 
     def _tie(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         copy = prefix + self._name(statement.name, scope)
@@ -323,7 +379,11 @@ class _Builder:
 
     def _attends(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         assert statement.call is not None
-        self.built.mixers.append((_layer(prefix), statement.call.part, self._facts(statement.call, scope)))
+        facts = self._facts(statement.call, scope)
+        for name, expression in statement.call.named:
+            if name in ("heads", "kv_heads", "head_dim") and facts[name] == 0:
+                raise _named(f"{name} of {_layer(prefix)} would be 0", expression, scope)
+        self.built.mixers.append((_layer(prefix), statement.call.part, facts))
 
     def _routes(self, statement: Statement, family: library.Family, scope: _Scope, prefix: str, depth: int) -> None:
         assert statement.call is not None
@@ -391,6 +451,8 @@ class _Builder:
             if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _LARGEST:
                 said = "null" if size is None else repr(size)[:40]
                 raise _named(f"{name} would have a dimension of {said}", expression, scope)
+        if prod(shape) >= _MOST_ELEMENTS:
+            raise _named(f"{name} would have {' x '.join(map(str, shape))} elements", expression, scope)
         return shape
 
 

@@ -69,6 +69,7 @@ _BINARY: dict[type[ast.AST], Callable[[Value, Value], Value]] = {
     ast.FloorDiv: floor_divide,
     ast.Mod: divided(lambda a, b: a % b),
     ast.Pow: _power,
+    ast.BitAnd: lambda a, b: whole(a) & whole(b),
 }
 _COMPARISONS: dict[type[ast.AST], Callable[[Value, Value], bool]] = {
     ast.Eq: lambda a, b: a == b,

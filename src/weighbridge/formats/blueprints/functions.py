@@ -62,7 +62,10 @@ def _stages(features: Value, indices: Value, last: Value) -> list[int]:
     if features is None and indices is None:
         return [whole(last)]
     if features is None:
-        return [index if index >= 0 else whole(last) + 1 + index for index in map(whole, listed(indices))]
+        found = [index if index >= 0 else whole(last) + 1 + index for index in map(whole, listed(indices))]
+        if not all(0 <= index <= whole(last) for index in found):
+            raise Malformed(f"{shown(list(listed(indices)))} where numbers of the {whole(last) + 1} stages are needed")
+        return found
     numbers: dict[Any, int] = {"stem": 0} | {f"stage{at}": at for at in _range(1, whole(last) + 1)}
     unknown = [name for name in listed(features) if not isinstance(name, str) or name not in numbers]
     if unknown:
@@ -91,6 +94,13 @@ def _whole_numbers(text: Value, mark: Value) -> list[Any]:
     if not parts or not all(part.strip().isdecimal() and len(part) < 12 for part in parts):
         raise Malformed(f"{shown(text)} where whole numbers between {mark!r} are needed")
     return [int(part) for part in parts]
+
+
+def _words(text: Value, mark: Value) -> list[Any]:
+    """The words of a text, between marks."""
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise Malformed(f"{shown(text)} where words between {mark!r} are needed")
+    return text.split(mark)
 
 
 def _primes(least: Value, count: Value) -> list[int]:
@@ -160,6 +170,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     },
     "whole_numbers": _whole_numbers,
     "split": _split,
+    "words": _words,
     "divisible": _divisible,
     "primes": _primes,
     "is_list": lambda value: isinstance(value, (list, tuple)),

@@ -45,8 +45,8 @@ class Call:
 class Statement:
     """One line of a blueprint with what is indented below it.
 
-    `kind` is one of: tensor, buffer, module, include, loop, if, let, set, require, tie, freeze, attends, routes, sub,
-    alias.
+    `kind` is one of: tensor, buffer, module, include, loop, if, let, set, require, demand, tie, freeze, attends,
+    routes, sub, alias.
     """
 
     kind: str
@@ -104,7 +104,8 @@ _CALL = re.compile(r"(?P<part>[\w.]+)\s*\((?P<arguments>.*)\)(?:\s*@\s*(?P<confi
 _TYPE = re.compile(
     r"type (?P<names>[\w\-., ]+?) as (?P<prefixes>[\w, ]+?)(?: base (?P<base>\w+))?(?: usual (?P<usual>\w+))?:?"
 )
-_KEYWORDS = {"let", "require", "tie", "freeze", "attends", "routes", "include", "buffer", "sub", "class", "for", "if"}
+_KEYWORDS = {"let", "require", "demand", "tie", "freeze", "attends", "routes", "include", "buffer", "sub", "class"}
+_KEYWORDS |= {"for", "if"}
 
 
 def parse(text: str, name: str) -> Blueprint:
@@ -267,8 +268,8 @@ def _statement(line: str, number: int, body: tuple[Statement, ...], name: str) -
     if word == "let":
         variable, _, value = rest.partition(" = ")
         return Statement(kind="let", line=number, name=variable.strip(), expressions=(expr(value),), when=when)
-    if word == "require":
-        return Statement(kind="require", line=number, expressions=(expr(rest),), when=when)
+    if word in ("require", "demand"):
+        return Statement(kind=word, line=number, expressions=(expr(rest),), when=when)
     if word == "tie":
         copy, _, original = rest.partition(" to ")
         return Statement(kind="tie", line=number, name=copy.strip(), dtype=original.strip(), when=when)

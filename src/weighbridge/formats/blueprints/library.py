@@ -34,7 +34,7 @@ class Family:
         """Whether a statement counts where facts alone are wanted: one below it tells a fact, or names a value."""
         key = id(statement)  # statements live as long as the parsed file
         if key not in self._wanted:
-            self._wanted[key] = statement.kind in ("let", "require") or self._tells(statement, self.wanted)
+            self._wanted[key] = statement.kind in ("let", "require", "demand") or self._tells(statement, self.wanted)
         return self._wanted[key]
 
     def _tells(self, statement: Statement, inner: Callable[[Statement], bool]) -> bool:

@@ -1,30 +1,44 @@
 """A config as the class of its model type sees it: what is given, other names of it, defaults, derived fields."""
 
+import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from weighbridge.formats.blueprints.values import Fields
+from weighbridge.formats.blueprints.kinds import below_zero, fits, plain, wanted
+from weighbridge.formats.blueprints.values import Fields, shown
 from weighbridge.ledger.errors import Malformed, Unknown
 
-_WORDS_TOO = {"autoformer.scaling", "laguna.gating"}  # fields that are a truth value or a word
+_MOST_LABELS = 1 << 24
+_WHOLE = re.compile(r"-?\d+")
+_SIZE = re.compile(r"(num|n)_.*|.*(size|dim|layers?|heads?|rank|experts|width|depth|window)")
+_NEEDED = re.compile(
+    r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|vocab_size|head_dim|patch_size)"
+    r"|((en|de)coder_)?(num_)?(attention_|key_value_)?heads|n_heads?"
+)
+_SHARE = re.compile(r".*(dropout|drop|drop_path|pdrop)(_(prob|rate|p))?")  # of values that training leaves out
 _DATA = Path(__file__).parents[1] / "data" / "configs.json"
 
 
 class Class(msgspec.Struct, frozen=True):
-    """What a config class fills in and demands: `parts` are its sub-configs, in `multiples` the first field must be a
-    multiple of the second. `input` is what its model takes in first, such as `pixel_values`; `own_kinds` says that the
-    class has kinds of layers of its own.
+    """What a config class fills in and demands.
+
+    `parts` are its sub-configs, `kinds` what values a field takes where its default does not tell, `refused` the
+    conditions under which the class refuses a config, `activations` the fields whose words are looked up among the
+    activations. `input` is what its model takes in first, such as `pixel_values`; `own_kinds` says that the class has
+    kinds of layers of its own.
     """
 
     defaults: dict[str, Any] = {}
     aliases: dict[str, str] = {}
     yielding: set[str] = set()  # aliases that the class declares as fields too: where both are stated, the target wins
-    multiples: list[tuple[str, str]] = []
+    kinds: dict[str, str] = {}
+    refused: list[str] = []
+    activations: list[str] = []
     parts: dict[str, "SubConfig"] = {}
     input: str | None = None
     own_kinds: bool = False
@@ -45,6 +59,7 @@ class _File(msgspec.Struct):
     left_out: str
     layer_types: dict[str, str]
     allowed: dict[str, list[str]]
+    activations: list[str]
 
 
 @lru_cache(maxsize=1)
@@ -99,23 +114,66 @@ class Settings(Fields):
         stated = {aliases[name]: value for name, value in given.items() if name in aliases}
         yields = {aliases[name] for name in self._class.yielding}
         self._given |= {name: value for name, value in stated.items() if not (name in yields and name in given)}
-        self._by_alias = set(stated)
+        self._by_alias = {aliases[name]: name for name in given if name in aliases}
+        self._own = {name: value for name, value in given.items() if name not in aliases}
         self._derived: dict[str, Any] = {}
+        self._sources: dict[str, list[str]] = {}
         self._read: set[str] = set()
         if given.get("per_layer_config") is not None:
             raise Unknown(f"{self.path('per_layer_config')} is not understood")
         self._check_kinds()
+        self._check_labels()
         derive(self)
+        asked = set(self._read)
         self._check_layers()
-        self._check_multiples()
+        self._check_activations()
+        self._read = asked  # what is only checked is not what a model is built from
+        for name in self._class.parts:  # what is wrong in a part is refused, whoever reads it
+            self.part(name)
 
     def _check_kinds(self) -> None:
+        """Each field's value is of a kind that its class takes, and of a size that can be: transformers refuses others,
+        or builds what nobody means.
+        """
         for name, value in self._given.items():
-            default = type(self._class.defaults.get(name))
-            if isinstance(value, bool) and default is int:
-                raise Malformed(f"{self.path(name)} is {str(value).lower()}", fix="it should be a whole number")
-            if isinstance(value, str) and default is bool and f"{self.model_type}.{name}" not in _WORDS_TOO:
-                raise Malformed(f"{self.path(name)} is {value[:40]!r}", fix="it should be true or false")
+            if name in self._class.parts:
+                continue
+            default = self._class.defaults.get(name)
+            kind = self._class.kinds.get(name) or plain(default)
+            if kind and not fits(value, kind):
+                raise Malformed(f"{self.path(name)} is {shown(value)}", fix=f"it should be {wanted(kind)}")
+            size = default or (isinstance(value, int) and _SIZE.fullmatch(name))
+            if kind and size and below_zero(value) and not below_zero(default):
+                raise Malformed(f"{self.path(name)} is {shown(value)}", fix="it should not be below zero")
+            if value == 0 and kind and not isinstance(value, bool) and _NEEDED.fullmatch(name):
+                raise Malformed(f"{self.path(name)} is 0", fix="it should be 1 or more")
+            if _SHARE.fullmatch(name) and isinstance(value, (int, float)) and not 0 <= value <= 1:
+                raise Malformed(f"{self.path(name)} is {shown(value)}", fix="it should be between 0 and 1")
+
+    def _check_labels(self) -> None:
+        """There is a name for each label, and a label for each name."""
+        labels = self._given.get("id2label")
+        if labels is not None and not (isinstance(labels, Mapping) and all(map(_WHOLE.fullmatch, map(str, labels)))):
+            raise Malformed(
+                f"{self.path('id2label')} is {shown(labels)}", fix="it should be an object of numbers to names"
+            )
+        count = self._given.get("num_labels", 2)
+        if not fits(count, "int") or not 0 <= count <= _MOST_LABELS:
+            raise Malformed(
+                f"{self.path('num_labels')} is {shown(count)}",
+                fix=f"it should be a whole number between 0 and {_MOST_LABELS:,}",
+            )
+
+    def _check_activations(self) -> None:
+        for name in self._class.activations:
+            word = self.read(name)
+            if isinstance(word, str) and word not in _file().activations:
+                raise Malformed(
+                    f"{self.path(name)} is {shown(word)}, no activation that transformers knows",
+                    fix=f"did you mean {' or '.join(near)}?"
+                    if (near := difflib.get_close_matches(word, _file().activations, n=2))
+                    else "name one, such as silu or gelu",
+                )
 
     def _check_layers(self) -> None:
         """The kinds of layers that the config lists are some that transformers knows, one for each layer: others would
@@ -125,7 +183,7 @@ class Settings(Fields):
         if self._class.own_kinds or not self._class.defaults or not isinstance(layers, int):
             return
         for name in _file().allowed:
-            kinds = self.read(name) if self._given.get(name) is not None else None
+            kinds = self.read(name) if self.has(name) else None
             if not isinstance(kinds, list):
                 continue
             if len(kinds) != layers:
@@ -140,17 +198,10 @@ class Settings(Fields):
                         fix=f"it should be one of {', '.join(_file().allowed[name])}",
                     )
 
-    def _check_multiples(self) -> None:
-        for name, of in self._class.multiples:
-            value, divisor = self.read(name), self.read(of)
-            if isinstance(value, int) and isinstance(divisor, int) and divisor > 0 and value % divisor:
-                raise Malformed(
-                    f"{self.path(name)} is {value:,}, which {self.path(of)}, {divisor:,}, does not divide",
-                    fix="correct either; transformers refuses such a config too",
-                )
-
     def path(self, name: str) -> str:
-        """The field's full name, for messages."""
+        """The field's full name, for messages: as the config calls it, where it states it."""
+        name = self._class.aliases.get(name, name)
+        name = self._by_alias.get(name, name)
         return f"{self.where}.{name}" if self.where else name
 
     # Reading ---------------------------------------------------------------------------------------------------------
@@ -197,12 +248,19 @@ class Settings(Fields):
         return any(name in names for names in known) or re.fullmatch(_file().left_out, name) is not None
 
     def fields(self) -> list[str]:
-        """The fields and aliases that the config's class has."""
-        return [*self._class.defaults, *self._class.parts, *self._class.aliases, *_file().base]
+        """The fields that the config's class has, and the aliases of such."""
+        aliases = (name for name in self._class.aliases if self.knows(name))
+        return [*self._class.defaults, *self._class.parts, *aliases, *_file().base]
 
-    def set(self, name: str, value: Any) -> None:
-        """Gives a field a derived value."""
-        self._derived[self._class.aliases.get(name, name)] = value
+    def set(self, name: str, value: Any, sources: Iterable[str] = ()) -> None:
+        """Gives a field a value that is derived from the fields `sources`."""
+        name = self._class.aliases.get(name, name)
+        self._derived[name] = value
+        self._sources[name] = [one for one in sources if one != name]
+
+    def sources(self, name: str) -> list[str]:
+        """The fields that a derived field was computed from."""
+        return self._sources.get(self._class.aliases.get(name, name), [])
 
     def given(self, name: str) -> bool:
         """Whether the config itself states the field, other than as null."""
@@ -212,11 +270,15 @@ class Settings(Fields):
         """Whether the config states the field under an alias: some classes derive from it before the alias is read."""
         return name in self._by_alias
 
+    def early(self, name: str) -> Any:
+        """The field as its class sees it before it reads aliases: some classes derive others from it by then."""
+        return self._own[name] if name in self._own else self._class.defaults.get(name)
+
     def _labels(self) -> int:
         stated, labels = self._given.get("num_labels"), self._given.get("id2label")
         if stated is not None:
             return stated
-        return len(labels) if isinstance(labels, (dict, list)) else 2
+        return 2 if labels is None else len(labels)
 
     # Sub-configs -----------------------------------------------------------------------------------------------------
 
@@ -266,6 +328,11 @@ class Settings(Fields):
         self._read |= self._given.keys()
         return dict(self._given)
 
+    @property
+    def refused(self) -> list[str]:
+        """The conditions under which the config's class refuses it."""
+        return self._class.refused
+
     # As a mapping ----------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
@@ -301,6 +368,8 @@ _FUNCTIONS: dict[str, Callable[[Settings], Any]] = {
     "given()": lambda settings: settings.given,
     "has()": lambda settings: settings.has,
     "aliased()": lambda settings: settings.aliased,
+    "early()": lambda settings: settings.early,
+    "activations()": lambda settings: lambda: _file().activations,
     "get()": _get,
     "config()": _made,
     "filled()": lambda settings: settings.filled,

@@ -27,6 +27,8 @@ def number(value: Value) -> int | float:
 
 def shown(value: Value) -> str:
     """A value as errors quote it, cut short."""
+    if isinstance(value, bool):
+        return str(value).lower()
     text = "null" if value is None else repr(value) if isinstance(value, (str, int, float, list)) else "an object"
     return text if len(text) <= 60 else f"{text[:57]}..."
 

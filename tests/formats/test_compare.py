@@ -343,3 +343,13 @@ def test_there_must_be_a_config_and_weights_it_speaks_of(tmp_path: Path) -> None
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(Refused, match="adapter"):
         weighbridge.compare(tmp_path)
+
+
+def test_a_type_that_transformers_does_not_know_has_the_prefix_that_most_names_begin_with(tmp_path: Path) -> None:
+    tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "internlm3", "architectures": ["InternLM3ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert _changed(tmp_path, lambda held: {name.removeprefix("model."): tensor for name, tensor in held.items()})[
+        "complete"
+    ]

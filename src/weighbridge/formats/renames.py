@@ -6,8 +6,8 @@ where it leads to a name that is looked for. After the rules, the base model's o
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,6 @@ from weighbridge.formats.merging import Operation
 
 _EVERYWHERE = "legacy"
 _LEVELS = 6
-_PARTS = frozenset({"text", "vision", "audio", "encoder", "decoder", "thinker", "talker"})
 _MOST_SEARCHES = 400  # a real model has fewer kinds of names
 _NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")  # of a layer or an expert, not the one in w1
 
@@ -57,6 +56,7 @@ class _PassedOver(msgspec.Struct):
 
 class _File(msgspec.Struct):
     types: dict[str, list[_Class]]
+    parts: dict[str, list[str]]
     prefixes: dict[str, dict[str, str]]
     passed_over: dict[str, _PassedOver]
 
@@ -100,7 +100,8 @@ class Renames:
         the whole.
         """
         types = set(types)
-        wanted = {name for name in _file().types if _is_part(name, model_type or "")}.union(types)
+        # Some parts have a type of their own, and no config.
+        wanted = types.union(*(_file().parts.get(name, ()) for name in types))
         # The rules of the whole see every name first, and those for everyone see it last. Between them come those of
         # parts, which lie at levels that only the names tell.
         whole = _rules_of(model_type, class_name)
@@ -108,8 +109,9 @@ class Renames:
         self._first = [whole] if whole is not None else []
         self._classes = [*parts]
         self._last = _file().types[_EVERYWHERE]
-        prefixes: Mapping[str, str] = _file().prefixes.get(model_type or "", {})
-        prefix = prefixes.get(class_name or "", prefixes.get("", ""))
+        names = list(names)
+        prefixes = _file().prefixes.get(model_type or "")
+        prefix = prefixes.get(class_name or "", prefixes[""]) if prefixes is not None else _most_frequent_first(names)
         self._prefix = f"{prefix}." if prefix else ""
         self._passed_over = _file().passed_over.get(class_name or "", _PassedOver())
         self._modules = _modules(names, self._prefix)
@@ -122,6 +124,7 @@ class Renames:
 
     def unexpected_untold(self, name: str) -> bool:
         """Whether transformers does not tell that a tensor of the files is unexpected: it is of use to others."""
+        name = self._gone(name, ())  # the rules of the whole come first
         return any(re.search(pattern, name) for pattern in self._passed_over.unexpected)
 
     def renamed(self, names: Iterable[str], accepts: Callable[[str], bool]) -> dict[str, str]:
@@ -239,9 +242,11 @@ def _ruled(name: str, one: _Class) -> str:
     return name
 
 
-def _is_part(name: str, whole: str) -> bool:
-    """Whether a type is that of a part without a config of its own."""
-    return name.startswith(f"{whole}_") and not _PARTS.isdisjoint(name.removeprefix(whole).split("_"))
+def _most_frequent_first(names: Iterable[str]) -> str:
+    """The word that most names begin with: of a class that transformers does not know, the base model's prefix."""
+    firsts = Counter(name.partition(".")[0] for name in names)
+    word, count = firsts.most_common(1)[0] if firsts else ("", 0)
+    return word if 2 * count > firsts.total() and not word.isdigit() else ""
 
 
 def _modules(names: Iterable[str], prefix: str) -> set[str]:

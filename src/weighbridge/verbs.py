@@ -67,10 +67,11 @@ def compare(model: Name, *, offline: bool = False) -> Report:
         WeighError: there is no config.json, or one that cannot be counted.
     """
     from weighbridge.formats import compare as comparing
+    from weighbridge.formats.comparison import report
     from weighbridge.formats.salvage import config_and_files
 
     expected, stored, problems, types = config_and_files(os.fspath(model), offline=offline)
-    return comparing.report(
+    return report(
         comparing.compare(expected, stored, problems, types=types),
         signature=str(expected.signature),
         source=str(expected.source),

@@ -80,6 +80,26 @@ class Ledger:
             stated=self.stated,
         )
 
+    def renamed(self, names: Mapping[str, str]) -> "Ledger":
+        """The same tensors, some of them under other names."""
+        return Ledger(
+            source=self.source,
+            format=self.format,
+            rows=Rows(
+                names=[names.get(name, name) for name in self.rows.names],
+                kinds=self.rows.kinds,
+                files=self.rows.files,
+                offsets=self.rows.offsets,
+            ),
+            architecture=self.architecture,
+            metadata=self.metadata,
+            aliases={names.get(copy, copy): names.get(one, one) for copy, one in self._aliases.items()},
+            adapter_files=self.adapter_files,
+            signature=self.signature,
+            notes=self.notes,
+            stated=self.stated.renamed(names),
+        )
+
     def __len__(self) -> int:
         """Tensors stored."""
         return len(self.rows)

@@ -39,6 +39,17 @@ class Stated:
         found = frozenset(name for name in names if name in frozen or name.startswith(below))
         return replace(self, frozen=found.union(self.frozen))
 
+    def renamed(self, names: Mapping[str, str]) -> "Stated":
+        """The same of tensors under other names."""
+        return replace(
+            self,
+            kinds={names.get(name, name): kind for name, kind in self.kinds.items()},
+            roles={names.get(name, name): role for name, role in self.roles.items()},
+            elements={names.get(name, name): count for name, count in self.elements.items()},
+            frozen=frozenset(names.get(name, name) for name in self.frozen),
+            trained=frozenset(names.get(name, name) for name in self.trained),
+        )
+
     @classmethod
     def joined(cls, parts: "Iterable[Stated]") -> "Stated":
         """What several files say of their own tensors."""

@@ -461,8 +461,32 @@ def test_a_type_that_nobody_knows_is_left_to_transformers_or_refused(monkeypatch
         weigh({"model_type": unlisted})
 
 
+@pytest.mark.parametrize(
+    "model_type",
+    ["gemma4_text", "gemma4_unified_text", "embedding_gemma2_text", "neomme", "step3p5", "dab-detr", "mamba2"],
+)
+def test_a_config_is_counted_alike_before_and_after_transformers_saved_it(model_type: str) -> None:
+    """transformers writes what it derived: fields of single layers, infinity, words for activations."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    fields = {} if model_type == "dab-detr" else {"num_hidden_layers": 8}
+    saved = json.loads(CONFIG_MAPPING[model_type](**fields).to_json_string(use_diff=False))
+    assert "per_layer_config" in saved or model_type in ("dab-detr", "mamba2")
+    before, after = weigh({"model_type": model_type} | fields), weigh(saved | {"model_type": model_type})
+    assert before.total == after.total
+    assert before.architecture.mixers == after.architecture.mixers
+
+
+def test_a_field_of_single_layers_that_no_blueprint_asks_for_is_refused() -> None:
+    from weighbridge.formats.blueprints import NotCovered, build
+
+    with pytest.raises(NotCovered, match=r"per_layer_config\.hidden_size"):
+        build({"per_layer_config": {"0": {"hidden_size": 4}}, "num_hidden_layers": 2}, model_type="llama")
+    with pytest.raises(Malformed, match="per_layer_config is no object"):
+        build({"per_layer_config": [1]}, model_type="llama")
+
+
 def test_transformers_counts_what_no_blueprint_speaks_for() -> None:
-    # per_layer_config makes layers differ in ways that no blueprint states.
     config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96,
               "num_attention_heads": 4, "vocab_size": 50, "architectures": ["LlamaForCausalLM"],
               "pretraining_tp": 1}  # fmt: skip

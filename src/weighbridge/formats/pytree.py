@@ -138,6 +138,8 @@ def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any, str]]:
 def _flattened(jax: Any, tree: Any) -> Iterator[tuple[tuple[str, ...], Any, str]]:
     """As JAX flattens it; what lies in the states of optax belongs to the optimizer."""
     tree_util = jax.tree_util
+    if isinstance(tree, Mapping) and not isinstance(tree, dict):
+        tree = dict(tree.items())  # an open `.npz`, say: no class that JAX knows
     try:
         flat, _ = tree_util.tree_flatten_with_path(tree, is_leaf=_is_optax)
         inner = [

@@ -90,6 +90,8 @@ def build(
             part, family, _Scope({}, settings), "", depth=0
         )
         raise
+    if settings.unread_of_layers:
+        raise NotCovered(f"a choice that the blueprint does not know: {settings.unread_of_layers[0]}")
     if not facts_only:
         built.ties = _resolved(built)
         _refuse_learned_activations(config, built)
@@ -98,7 +100,7 @@ def build(
 
 def _refuse_learned_activations(config: Mapping[str, Any], built: Built) -> None:
     """Two activations have parameters, wherever a config may put them; only a blueprint that says so counts them."""
-    if any(name.endswith((".alpha_p", "act_fn.weight")) for name in built.tensors):
+    if any(name.endswith((".alpha_p", "act_fn.weight", "activation_fn.weight")) for name in built.tensors):
         return
     waiting: list[Any] = [config]
     while waiting:

@@ -9,10 +9,16 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+
+def _is_unbounded(value: object) -> bool:
+    """How transformers writes infinity, for which JSON has no number."""
+    return isinstance(value, Mapping) and value.keys() == {"__float__"}
+
+
 Check = Callable[[Any], bool]
 _PLAIN: dict[str, Check] = {
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, float),
+    "float": lambda value: isinstance(value, float) or _is_unbounded(value),
     "bool": lambda value: isinstance(value, bool),
     "str": lambda value: isinstance(value, str),
     "null": lambda value: value is None,

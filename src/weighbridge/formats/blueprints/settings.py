@@ -15,9 +15,9 @@ from weighbridge.ledger.errors import Malformed, Unknown
 
 _MOST_LABELS = 1 << 24
 _WHOLE = re.compile(r"-?\d+")
-_SIZE = re.compile(r"(num|n)_.*|.*(size|dim|layers?|heads?|rank|experts|width|depth|window)")
+_SIZE = re.compile(r"(num|n)_.*|.*(size|dim|layers|heads?|rank|experts|width|depth|window)")
 _NEEDED = re.compile(
-    r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|vocab_size|head_dim|patch_size)"
+    r"((en|de)coder_)?(hidden_size|d_model|n_embd|embed_dim|vocab_size|head_dim|patch_size)"
     r"|((en|de)coder_)?(num_)?(attention_|key_value_)?heads|n_heads?"
 )
 _SHARE = re.compile(r".*(dropout|drop|drop_path|pdrop)(_(prob|rate|p))?")  # of values that training leaves out
@@ -119,8 +119,8 @@ class Settings(Fields):
         self._derived: dict[str, Any] = {}
         self._sources: dict[str, list[str]] = {}
         self._read: set[str] = set()
-        if given.get("per_layer_config") is not None:
-            raise Unknown(f"{self.path('per_layer_config')} is not understood")
+        self._layered = self._by_layer(given.get("per_layer_config"))
+        self._layered_read: set[str] = set()
         self._check_kinds()
         self._check_labels()
         derive(self)
@@ -130,6 +130,35 @@ class Settings(Fields):
         self._read = asked  # what is only checked is not what a model is built from
         for name in self._class.parts:  # what is wrong in a part is refused, whoever reads it
             self.part(name)
+
+    def _by_layer(self, stated: Any) -> dict[int, Mapping[str, Any]] | None:
+        """{layer: fields that it has for itself}; None where the config leaves that to its class."""
+        if stated is None:
+            return None
+        sound = isinstance(stated, Mapping) and all(
+            _WHOLE.fullmatch(str(layer)) and isinstance(fields, Mapping) for layer, fields in stated.items()
+        )
+        if not sound:
+            raise Malformed(f"{self.path('per_layer_config')} is no object of layers with an object of fields each")
+        return {int(layer): fields for layer, fields in stated.items()}
+
+    def of_layer(self, name: str, layer: int, otherwise: Any) -> Any:
+        """A field of one layer: as `per_layer_config` has it, where that leaves it out as the config itself has it;
+        `otherwise` where there is none.
+        """
+        self._layered_read.add(name)
+        if self._layered is None:
+            return otherwise
+        self._read.add("per_layer_config")
+        fields = self._layered.get(layer, {})
+        return fields[name] if name in fields else self.read(name)
+
+    @property
+    def unread_of_layers(self) -> list[str]:
+        """Fields that layers have for themselves and that nobody asked for."""
+        own = {name for fields in (self._layered or {}).values() for name in fields} - self._layered_read
+        inner = (path for part in self._parts.values() if part is not None for path in part.unread_of_layers)
+        return [*(f"{self.path('per_layer_config')}.{name}" for name in sorted(own)), *inner]
 
     def _check_kinds(self) -> None:
         """Each field's value is of a kind that its class takes, and of a size that can be: transformers refuses others,
@@ -145,7 +174,7 @@ class Settings(Fields):
             size = default or (isinstance(value, int) and _SIZE.fullmatch(name))
             if kind and size and below_zero(value) and not below_zero(default):
                 raise Malformed(f"{self.path(name)} is {shown(value)}", fix="it should not be below zero")
-            if value == 0 and kind and not isinstance(value, bool) and _NEEDED.fullmatch(name):
+            if value == 0 != default and kind and not isinstance(value, bool) and _NEEDED.fullmatch(name):
                 raise Malformed(f"{self.path(name)} is 0", fix="it should be 1 or more")
             if _SHARE.fullmatch(name) and isinstance(value, (int, float)) and not 0 <= value <= 1:
                 raise Malformed(f"{self.path(name)} is {shown(value)}", fix="it should be between 0 and 1")
@@ -371,6 +400,7 @@ _FUNCTIONS: dict[str, Callable[[Settings], Any]] = {
     "early()": lambda settings: settings.early,
     "activations()": lambda settings: lambda: _file().activations,
     "get()": _get,
+    "of_layer()": lambda settings: settings.of_layer,
     "config()": _made,
     "filled()": lambda settings: settings.filled,
     "here()": lambda settings: lambda: settings,

@@ -9,7 +9,7 @@ from weighbridge.diff import Digest, cached, digest
 from weighbridge.formats import of_arch, open_model, training_of
 from weighbridge.ledger import Ledger, Signature
 from weighbridge.ledger import show as reports
-from weighbridge.ledger.errors import Malformed, NotFound
+from weighbridge.ledger.errors import Malformed, NotFound, Refused
 from weighbridge.ledger.report import Report
 
 Name = str | os.PathLike[str]
@@ -43,6 +43,8 @@ def show(
         WeighError: the model cannot be read, with the mend.
 
     """
+    if arch is not None and "model_type" in (settings or {}):
+        raise Refused("the type is named twice, by --arch and by --set model_type", fix="leave one out")
     ledgers = [of_arch(arch, settings or {})] if arch is not None else []
     ledgers += [
         _open(spec, file=file, base=base, offline=offline, settings=settings, progress=progress)

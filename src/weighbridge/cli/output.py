@@ -32,6 +32,8 @@ def fields_of(settings: Sequence[str]) -> dict[str, object]:
         name, equals, text = setting.partition("=")
         if not equals or not name:
             raise click.UsageError(f"--set {setting[:60]}: a field and a value, as in --set num_hidden_layers=40")
+        if name.strip() in found:
+            raise click.UsageError(f"--set {name.strip()[:60]} is given twice")
         try:
             found[name.strip()] = json.loads(text)
         except (ValueError, RecursionError):

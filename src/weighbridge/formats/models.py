@@ -330,6 +330,11 @@ def _with_base(parts: _Parts, *, base: str | None, offline: bool) -> Ledger:
             notes=[f"the base {name or 'is not named and'} {why}: only the adapter's own tensors are counted"],
             stated=parts.header.stated,
         )
+    if under.format in ("safetensors", "torch") and not peft.fits(parts.header.rows, under.rows.names):
+        raise Refused(
+            f"{under.source.location} has none of the modules that the adapter {adapter} changes",
+            fix="name its own base with --base",
+        )
     first = len(under.source.files)
     return Ledger(
         source=Source(location=parts.repository.location, files=[*under.source.files, *parts.files]),

@@ -23,7 +23,7 @@ from weighbridge.formats.onnx_judge import (
     role_to_state,
     settled,
 )
-from weighbridge.formats.onnx_uses import OPERAND, PARAMETER
+from weighbridge.formats.onnx_uses import FOREIGN, OPERAND, PARAMETER
 from weighbridge.ledger import DTYPES, NOWHERE, File, Row, Stated, numel
 from weighbridge.ledger.errors import Malformed, NotFound, Truncated
 
@@ -182,7 +182,7 @@ def _tied(listed: list[Stored], rows: list[Row], files: list[File], index: int) 
 
 def _by_name(listed: list[Stored], kinds: dict[str, str]) -> Iterator[str]:
     """What the name alone makes a parameter, where no exporter says what it is."""
-    loose = [one for one in listed if one.name not in kinds and (one.use is None or one.use.kind == OPERAND)]
+    loose = [one for one in listed if one.name not in kinds and (one.use is None or one.use.kind in (OPERAND, FOREIGN))]
     count = sum(numel(one.constant.shape) for one in loose)
     if loose:
         yield (

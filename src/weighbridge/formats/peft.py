@@ -4,6 +4,7 @@ Source: PEFT 0.21 `save_pretrained`: `adapter_config.json` beside `adapter_model
 called `base_model.model.<module of the base>.lora_A.weight`, those of `modules_to_save` after the module itself.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 from weighbridge.ledger import Row
@@ -13,6 +14,7 @@ from weighbridge.ledger.roles import role_of
 
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
+_CHANGED = re.compile(r"base_model\.model\.(.+?)\.lora_")
 # What PEFT takes for embedding layers: peft.utils.constants.EMBEDDING_LAYER_NAMES, and other models' names for them.
 _SAVED_UNTRAINED = frozenset({"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"})
 
@@ -52,6 +54,28 @@ def copies(rows: Iterable[Row], config: Mapping[str, object]) -> dict[str, str]:
         elif parts[-2] in _SAVED_UNTRAINED and trained.isdisjoint(parts):
             found[row.name] = original
     return found
+
+
+def fits(rows: Iterable[Row], base: Iterable[str]) -> bool:
+    """Whether any module that a LoRA adapter changes is one of the base, whose tensors have these names. A base may be
+    stored under the name of its inner model, so that ends of names count. True where the adapter has no LoRA.
+    """
+    changed = {found[1] for row in rows if (found := _CHANGED.match(row.name))}
+    if not changed:
+        return True
+    modules = {name.rpartition(".")[0] for name in base}
+    return any(_ends_in(module, modules) for module in changed)
+
+
+def _ends_in(module: str, modules: set[str]) -> bool:
+    """Whether the module, or it without some of its first words, is one of `modules`."""
+    while module:
+        if module in modules:
+            return True
+        _, _, module = module.partition(".")
+        if "." not in module:
+            return False
+    return False
 
 
 def hyperparameters(config: Mapping[str, object]) -> dict[str, object]:

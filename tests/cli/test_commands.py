@@ -418,3 +418,16 @@ def test_compare_says_what_a_broken_download_lacks(weigh: Run, tmp_path: Path) -
     code, out, _ = weigh("show", "--compare", broken)
     assert code == 1
     assert "model.layers.1.mlp.up_proj.weight" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--set", "hidden_size=64", "--set", "hidden_size=32"], "given twice"),
+        (["--set", "model_type=gpt2"], "named twice"),
+    ],
+)
+def test_what_is_said_twice_is_refused(weigh: Run, options: list[str], says: str) -> None:
+    code, _, err = weigh("show", "--arch", "llama", *options)
+    assert code == 2
+    assert says in err

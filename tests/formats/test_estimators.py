@@ -289,3 +289,15 @@ def test_values_that_do_not_lie_in_the_file_are_not_signed(tmp_path: Path) -> No
             weighbridge.sign(tmp_path / name)
     np.savez(tmp_path / "plain.npz", a=np.arange(12.0))
     assert weighbridge.sign(tmp_path / "plain.npz").digest
+
+
+def test_an_npz_of_endless_headers_is_refused(tmp_path: Path) -> None:
+    import struct
+    import zipfile
+
+    said = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }".ljust(59_999) + b"\n"
+    with zipfile.ZipFile(tmp_path / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for at in range(700):
+            archive.writestr(f"a{at}.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", 60_000) + said + bytes(4))
+    with pytest.raises(Refused, match="more headers than any model"):
+        open_model(str(tmp_path / "m.npz"))

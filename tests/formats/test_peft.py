@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from weighbridge.formats.models import open_model
-from weighbridge.ledger.errors import NotFound
+from weighbridge.ledger.errors import NotFound, Refused
 
 
 def _adapted(tmp_path: Path, **fields: Any) -> tuple[Any, Path, Path]:
@@ -67,6 +67,13 @@ def test_the_base_can_be_named(tmp_path: Path) -> None:
     assert ledger.signature.base_model == "elsewhere"
     with pytest.raises(NotFound):
         open_model(str(adapter), base=str(tmp_path / "nowhere"))
+
+
+def test_a_base_that_has_none_of_the_adapter_s_modules_is_refused(tmp_path: Path) -> None:
+    _, adapter, _ = _adapted(tmp_path, target_modules=["q_proj"])
+    tiny.build("gpt2").save_pretrained(tmp_path / "other")
+    with pytest.raises(Refused, match="none of the modules"):
+        open_model(str(adapter), base=str(tmp_path / "other"))
 
 
 def test_an_adapter_that_names_itself_as_base_does_not_turn_in_circles(tmp_path: Path) -> None:

@@ -65,3 +65,14 @@ def test_a_model_without_weights_is_missed(tmp_path: Path) -> None:
     (tmp_path / "vae/diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(NotFound, match="vae"):
         open_model(str(tmp_path))
+
+
+def test_a_part_that_is_listed_and_not_there_is_named(tmp_path: Path) -> None:
+    import shutil
+
+    make(tmp_path)
+    shutil.rmtree(tmp_path / "scheduler")  # it has no weights
+    open_model(str(tmp_path))
+    shutil.rmtree(tmp_path / "vae")
+    with pytest.raises(NotFound, match=r"lacks vae \(AutoencoderKL\)"):
+        open_model(str(tmp_path))

@@ -20,6 +20,7 @@ from torch.utils.serialization import config
 
 from weighbridge.formats.header import Header
 from weighbridge.formats.local import LocalFile
+from weighbridge.formats.models import open_model
 from weighbridge.formats.torch_file import read, read_checkpoint
 from weighbridge.ledger.errors import Malformed, NotFound, Refused, Truncated, Unknown, WeighError
 
@@ -157,6 +158,28 @@ def test_a_whole_module_gives_the_names_of_its_state_dict(zipped: bool, tmp_path
     holds(tmp_path / "net.pth", header, net.state_dict())
     assert header.aliases == {"out.weight": "embed.weight"}
     assert set(header.stated.kinds) == {n for n, _ in net.named_buffers()} - {"dropped"}
+
+
+def test_a_whole_module_says_what_it_freezes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    net[0].weight.requires_grad_(False)
+    torch.save(net, tmp_path / "net.pt")
+    ledger = open_model(str(tmp_path / "net.pt"))
+    assert (ledger.total, ledger.trainable) == (21, 9)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_quantized_module_is_refused(tmp_path: Path) -> None:
+    net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear})
+    torch.jit.save(torch.jit.script(net), tmp_path / "net.pt")
+    with pytest.raises(Unknown, match="before it is quantized"):
+        open_model(str(tmp_path / "net.pt"))
+
+
+def test_a_second_net_in_the_file_is_named(tmp_path: Path) -> None:
+    nets = {"generator": nn.Linear(4, 3).state_dict(), "discriminator": nn.Linear(4, 4).state_dict()}
+    torch.save(nets, tmp_path / "nets.pt")
+    assert any("20 values called 'discriminator'" in note for note in open_model(str(tmp_path / "nets.pt")).notes)
 
 
 def test_a_wrapped_module_keeps_its_prefix(tmp_path: Path) -> None:

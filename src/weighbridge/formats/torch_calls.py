@@ -136,6 +136,14 @@ def _first(arguments: tuple[object, ...], _: Meter) -> object:
     return arguments[0]
 
 
+def _parameter(arguments: tuple[object, ...], _: Meter) -> object:
+    """(tensor, requires_grad, ...)."""
+    tensor = arguments[0]
+    if isinstance(tensor, StoredTensor) and arguments[1:2] == (False,):
+        return replace(tensor, frozen=True)
+    return tensor
+
+
 def _mapping(arguments: tuple[object, ...], meter: Meter) -> object:
     match arguments:
         case ():
@@ -223,8 +231,8 @@ _BY_MODULE: dict[str, dict[str, Understood]] = {
         "_rebuild_qtensor": _tensor,
         "_rebuild_tensor_v2": _tensor_v2,
         "_rebuild_tensor_v3": _tensor_v3,
-        "_rebuild_parameter": _first,
-        "_rebuild_parameter_with_state": _first,
+        "_rebuild_parameter": _parameter,
+        "_rebuild_parameter_with_state": _parameter,
         "_rebuild_sparse_tensor": _problem("is sparse: its elements are not stored one by one"),
         "_rebuild_sparse_csr_tensor": _problem("is sparse: its elements are not stored one by one"),
         "_rebuild_nested_tensor": _problem("is a nested tensor, whose parts differ in shape"),

@@ -121,7 +121,8 @@ class _Opened:
 
     def header(self, index: int) -> Header:
         header = self.rows(self.contents.model, index)
-        stated = Stated(kinds=dict.fromkeys(self.contents.buffers, "buffer"))
+        frozen = frozenset(name for name, tensor in self.contents.model if tensor.frozen)
+        stated = Stated(kinds=dict.fromkeys(self.contents.buffers, "buffer"), frozen=frozen)
         return replace(header, stated=stated, notes=list(notes_on_rest(self.contents)))
 
     def rows(self, named: list[Named], index: int) -> Header:

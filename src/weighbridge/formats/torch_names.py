@@ -65,7 +65,8 @@ class Storage:
 class StoredTensor:
     """A tensor as the pickle rebuilds it. Offset and strides count elements; `problem` says why it has no plain bytes.
 
-    `inner` holds the attributes of a tensor subclass that keeps its data in other tensors.
+    `inner` holds the attributes of a tensor subclass that keeps its data in other tensors. `frozen`: a parameter that
+    training leaves alone.
     """
 
     dtype: str
@@ -75,6 +76,7 @@ class StoredTensor:
     storage: Storage | None = None
     problem: str = ""
     inner: Record | None = None
+    frozen: bool = False
 
 
 def width(dtype: str) -> int:

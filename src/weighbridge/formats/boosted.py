@@ -125,9 +125,9 @@ def parse_xgboost(model: Mapping[str, Any], name: str, index: int) -> Header:
         # Before version 2, and where a person gave it, it is a hyperparameter.
         if base is not None and str(stated.get("boost_from_average", "0")) != "0":
             rows.add("base_score", "F32", (str(base).count(",") + 1,), "parameter")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise Malformed(
-            f"{name} is no model of XGBoost ({str(error)[:80]})", fix="save it with Booster.save_model"
+            f"{name} is no model of XGBoost: its fields are not those of one", fix="save it with Booster.save_model"
         ) from None
     return rows.header("xgboost")
 

@@ -200,7 +200,7 @@ def _nothing(files: Mapping[str, int], where: str) -> NotFound:
     if index is not None:
         return NotFound(f"{where} has {index} but none of the shards it lists", fix="download them beside it")
     if not files:
-        return NotFound(f"{where} holds no regular file")
+        return NotFound(f"{where} is empty, or holds no regular file")
     return NotFound(
         f"no weights in {where}: it has {_listed(sorted(files)[:10], of=len(files))}",
         fix="safetensors, GGUF and PyTorch files are looked for; name another with --file",

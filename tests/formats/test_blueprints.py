@@ -402,7 +402,7 @@ def test_a_model_of_layers_with_different_numbers_of_experts_has_an_active_count
         ({"model_type": "qwen3", "layer_types": []}, r"layer_types has 0 entries"),
         ({"model_type": "deepseek_v3", "n_shared_experts": -1}, "n_shared_experts is -1;"),
         ({"torch_dtype": "float7"}, "torch_dtype"),
-        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"architectures": 7}, "architectures"),
         ({"model_type": ["llama"]}, "model_type"),
     ],
 )
@@ -475,6 +475,21 @@ def test_a_config_is_counted_alike_before_and_after_transformers_saved_it(model_
     before, after = weigh({"model_type": model_type} | fields), weigh(saved | {"model_type": model_type})
     assert before.total == after.total
     assert before.architecture.mixers == after.architecture.mixers
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stated", "today"),
+    [
+        ("bert", ["TFBertForMaskedLM"], "BertForMaskedLM"),
+        ("bert", ["FlaxBertModel"], "BertModel"),
+        ("llama", ["LLaMAForCausalLM"], "LlamaForCausalLM"),
+        ("bert", "BertModel", "BertModel"),
+    ],
+)
+def test_classes_of_other_frameworks_and_old_spellings_are_todays(model_type: str, stated: Any, today: str) -> None:
+    ledger = weigh({"model_type": model_type, "architectures": stated})
+    assert ledger.total == weigh({"model_type": model_type, "architectures": [today]}).total
+    assert any(f"counted as {today}" in note for note in ledger.notes) or stated == today
 
 
 def test_a_field_of_single_layers_that_no_blueprint_asks_for_is_refused() -> None:

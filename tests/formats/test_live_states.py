@@ -159,6 +159,38 @@ def test_codes_count_as_what_they_stand_for_and_tables_as_buffers(name: str) -> 
     assert shown(net)["parameters"]["total"] == count
 
 
+def test_tables_of_whole_numbers_beside_modules_are_buffers() -> None:
+    for table in (torch.zeros(9, 2, dtype=torch.int32), torch.zeros(4, 4, dtype=torch.uint8)):
+        net = nn.Module()
+        net.fc = nn.Linear(4, 4)
+        net.register_buffer("places", table)
+        for thing in (net, net.state_dict()):
+            said = shown(thing)
+            assert (said["parameters"]["total"], said["buffers"]["total"]) == (20, table.numel())
+
+
+def test_shared_bases_of_an_adapter_are_buffers_in_its_state_dict_too() -> None:
+    import peft
+    import tiny
+
+    net = peft.get_peft_model(tiny.build("llama"), peft.VeraConfig(r=4, target_modules=["q_proj"]))
+    assert shown(net.state_dict())["parameters"]["total"] == shown(net)["parameters"]["total"] == counted(net)
+
+
+def test_codes_are_not_trained_whatever_they_are_stored_in() -> None:
+    import bitsandbytes
+    from torchao.quantization import Float8WeightOnlyConfig, quantize_
+
+    net = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
+    layer = bitsandbytes.nn.Linear4bit(64, 64, quant_storage=torch.bfloat16)
+    layer.load_state_dict(net[0].state_dict())
+    packed = nn.Sequential(layer, copy.deepcopy(net[1])).to("cpu")
+    plain = 64 + 128  # the bias, and the norm
+    assert shown(packed.state_dict())["parameters"]["trainable"] == plain
+    quantize_(net, Float8WeightOnlyConfig())
+    assert shown(net.state_dict())["parameters"]["trainable"] == plain
+
+
 FOREIGN = {
     "BitNet": {"weight": torch.zeros(8, 32, dtype=torch.uint8), "weight_scale": torch.ones(1)},
     "HQQ": {"W_q": torch.zeros(8, 32, dtype=torch.uint8)},

@@ -74,7 +74,10 @@ def ledger_of(
         notes.append(
             f"nobody knows the model_type {stated}: counted as {model_type}, whose class {class_name} it names"
         )
-    if not _stated_class(config):
+    named = _stated_class(config)
+    if named is not None and named != class_name and class_name == _today(model_type, named):
+        notes.append(f"config.json names {named}: counted as {class_name}")
+    if not named:
         notes.append(f"config.json names no class: counted as {class_name}, the usual one")
     if architecture.quantization:
         notes.append(
@@ -119,6 +122,8 @@ def _stated_class(config: Mapping[str, object]) -> str | None:
     stated = config.get("architectures")
     if stated is None or stated == []:
         return None
+    if isinstance(stated, str):
+        return stated
     if not isinstance(stated, list) or not isinstance(stated[0], str):
         raise Malformed(f"config.json: architectures is {str(stated)[:60]}", fix="it should be a list of one name")
     return stated[0]
@@ -138,7 +143,20 @@ def _asked(config: Mapping[str, object]) -> tuple[str | None, str | None]:
         by_class = type_of_class(class_name)
         if by_class is not None and "auto_map" not in config:
             return by_class, class_name
-    return stated, class_name
+    return stated, _today(stated, class_name)
+
+
+def _today(model_type: str | None, class_name: str | None) -> str | None:
+    """What a class is called today: TensorFlow's and Flax's had the same parameters, and the first Llamas were spelled
+    otherwise.
+    """
+    family = family_of(model_type) if model_type is not None else None
+    if model_type is None or family is None or class_name is None or family.class_part(model_type, class_name)[1]:
+        return class_name
+    bare = re.sub("^(?:TF|Flax)(?=[A-Z])", "", class_name)
+    if family.class_part(model_type, bare)[1]:
+        return bare
+    return next((one for one in family.classes(model_type) if one.lower() == bare.lower()), class_name)
 
 
 def _dtype(config: Mapping[str, object]) -> tuple[DType, list[str]]:

@@ -9,7 +9,7 @@ from weighbridge.formats.dtype_names import dtype_named
 from weighbridge.formats.header import Header
 from weighbridge.ledger import DType, Row, Stated, numel, role_of
 from weighbridge.ledger.errors import Unknown
-from weighbridge.ledger.families import pattern_of
+from weighbridge.ledger.families import containers_of, pattern_of
 from weighbridge.ledger.packing import CODES, serves
 
 # What a layer is for, where its name says nothing: torch's own classes. Linear layers are `ffn` as everywhere else.
@@ -106,6 +106,7 @@ class _Packing:
             for leaf, kind, tensor in held
             if leaf in types and _holds_codes(types[leaf], tensor, learned=kind == "parameter")
         )
+        holds = bool(owner._modules)  # a layer whose weights are packed holds no others
         weighs = bool(self._coded) and any(
             kind == "parameter" and leaf in types and leaf not in self._coded and len(tensor.shape) > 1
             for leaf, kind, tensor in held
@@ -113,7 +114,7 @@ class _Packing:
         for leaf, kind, tensor in held:
             known = leaf not in self._coded or types[leaf].kind == "float" or _is_known(leaf) or self._serves(leaf)
             told = getattr(tensor, "quant_state", None) is not None or getattr(tensor, "SCB", None) is not None
-            table = kind == "buffer" and (weighs or any(word in leaf for word in _TABLES) or _is_mask(tensor))
+            table = kind == "buffer" and (weighs or holds or any(word in leaf for word in _TABLES) or _is_mask(tensor))
             if not (known or told or table):
                 raise Unknown(
                     f"{_joined(prefix, leaf)} holds whole numbers ({types[leaf]}): codes of quantized weights, maybe",
@@ -173,6 +174,7 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
     elements: dict[str, int] = {}
     aliases: dict[str, str] = {}
     seen: dict[object, str] = {}
+    frozen: set[str] = set()
     alive = []  # a mapping may make its tensors when asked
     left_out = 0
     for name, tensor in state.items():
@@ -189,6 +191,7 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
             kinds[name], elements[name] = "parameter", numel(row.shape)
         if _leaves(tensor):  # of torchao: bitsandbytes' states are entries of their own
             kinds[name], elements[name] = "parameter", logical or 0
+            frozen.add(name)
             for leaf, part in _quantization_state(tensor):
                 rows.append(_row(f"{name}.{leaf}", part, len(rows))[0])
                 kinds[rows[-1].name] = _kind_of_state(leaf)
@@ -200,7 +203,7 @@ def header_of_state(state: Mapping[str, Any]) -> Header:
     _refuse_foreign_codes(row for row in rows if row.name not in kinds)
     notes = [f"{left_out} entries are no tensors and are not counted"] if left_out else []
     # Where values lie tells what is tied; names need not.
-    stated = Stated(kinds=kinds, elements=elements, apart=lambda _: True)
+    stated = Stated(kinds=kinds, elements=elements, frozen=frozen, apart=lambda _: True)
     return Header(rows=rows, aliases=aliases, stated=stated, notes=notes)
 
 
@@ -210,7 +213,9 @@ def _refuse_foreign_codes(rows: Iterable[Row]) -> None:
     for row in rows:
         module, _, leaf = row.name.rpartition(".")
         modules.setdefault(module, {})[leaf] = row
-    for held in modules.values():
+    # A layer whose weights are packed holds no others.
+    for module in modules.keys() - containers_of(modules):
+        held = modules[module]
         coded = frozenset(leaf for leaf, row in held.items() if row.dtype.name in _SHORT and len(row.shape) > 1)
         for leaf in coded:
             table = any(word in leaf for word in _TABLES) or _is_mask(held[leaf])

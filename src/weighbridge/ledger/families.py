@@ -28,6 +28,7 @@ _NUMBER = re.compile(r"\d+")
 _DIGITS = b"0123456789"
 # How the stacks of decoder layers are called: an MTP layer is one more of the same stack.
 _STACKS = ("model.layers.", "layers.", "language_model.model.layers.", "model.language_model.layers.", "blk.")
+_SHARED_BASES = frozenset({"vera_A", "vera_B", "randlora_A", "randlora_B"})
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_MTP = 64
 _MOST_FAMILIES = 50_000  # real models have tens to a few thousand; names are judged one family at a time
@@ -164,13 +165,16 @@ def judge(
     leaves = _neighbors(patterns)
     coded = {p for p, members in zip(patterns, groups, strict=True) if rows.kinds[members[0]].dtype.name not in _PLAIN}
     shapes = _Shapes(rows, groups, patterns)
+    containers = containers_of(leaves)
     families = []
     for pattern, members in zip(patterns, groups, strict=True):
         first = rows[members[0]]
         module, _, leaf = pattern.rpartition(".")
         siblings = leaves[module]
+        if "absmax" in siblings and not shapes.has(f"{first.name}.absmax"):
+            siblings -= {"absmax"}  # another layer's, of which only the number in its name differs
         known_kind, known_role, known_elements, frozen = stated.of(first.name)
-        kind, elements = PARAMETER, numel(first.shape)
+        kind, elements, packed = PARAMETER, numel(first.shape), False
         if known_kind is not None:
             extra = None if known_kind in (PARAMETER, BUFFER) else known_kind
             kind = BUFFER if known_kind == BUFFER else PARAMETER
@@ -191,8 +195,8 @@ def judge(
                 described=described if isinstance(described, str) else None,
             )
             if unpacked is not None:
-                elements = unpacked
-            elif is_unknown_code(leaf, first, architecture.quantization):
+                elements, packed = unpacked, True
+            elif is_unknown_code(leaf, first, architecture.quantization, layer=module not in containers):
                 method = architecture.quantization or "an unknown method"
                 raise Unknown(f"{pattern!r} of dtype {first.dtype}, packed by {method}")
             elif is_buffer(module, leaf, first, siblings, architecture.model_type):
@@ -214,7 +218,7 @@ def judge(
                 adapter=first.file in adapter_files,
                 trainable=kind == PARAMETER
                 and not frozen
-                and (frozen is False or first.dtype.kind in ("float", "complex"))
+                and (frozen is False or (first.dtype.kind in ("float", "complex") and not packed))
                 and (first.file in adapter_files or not adapter_files),
                 source=rows,
                 index=members,
@@ -237,6 +241,18 @@ def _neighbors(patterns: Sequence[str]) -> dict[str, frozenset[str]]:
     return {module: frozenset(found) for module, found in modules.items()}
 
 
+def containers_of(modules: Iterable[str]) -> set[str]:
+    """The modules that hold others."""
+    found = set()
+    for module in modules:
+        while module:
+            module = module.rpartition(".")[0]
+            if module in found:
+                break
+            found.add(module)
+    return found
+
+
 def _is_mtp(pattern: str) -> bool:
     return any(part in ("mtp", "nextn") or part.startswith("mtp_") for part in pattern.split("."))
 
@@ -244,11 +260,18 @@ def _is_mtp(pattern: str) -> bool:
 class _Shapes:
     """Shapes by full name, indexed only when a packed weight asks for its neighbors."""
 
-    __slots__ = ("_groups", "_index", "_patterns", "_rows")
+    __slots__ = ("_groups", "_index", "_names", "_patterns", "_rows")
 
     def __init__(self, rows: Rows, groups: list[list[int]], patterns: list[str]) -> None:
         self._rows, self._groups, self._patterns = rows, groups, patterns
         self._index: dict[str, tuple[int, ...]] | None = None
+        self._names: set[str] | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that very name."""
+        if self._names is None:
+            self._names = set(self._rows.names)
+        return name in self._names
 
     def of(self, name: str) -> tuple[int, ...] | None:
         if self._index is None:
@@ -274,18 +297,20 @@ def _buffers() -> Any:
     }
 
 
-def is_unknown_code(leaf: str, row: Row, method: str | None) -> bool:
+def is_unknown_code(leaf: str, row: Row, method: str | None, *, layer: bool) -> bool:
     """Whether an integer tensor must be a packed weight of a kind that nobody here can count.
 
-    So is one that no rule knows in a model that is quantized, and any matrix of integers that is called `weight`.
+    So is one that no rule knows in a model that is quantized, any matrix of integers that is called `weight`, and one
+    of bytes in a `layer`, which holds no modules: a table of places needs wider numbers.
     """
     known = _buffers()
     if "_packed_params" in row.name:  # torch's own quantized modules
         return row.dtype.kind == "int"
     if row.dtype.kind != "int" or leaf in known["leaf"] or leaf.endswith(known["suffix"]):
         return False
-    if row.dtype.name in ("I8", "U8") and len(row.shape) >= 2 and "mask" not in leaf and not _is_mask(row.shape):
-        return True  # a table of places needs wider numbers
+    matrix = row.dtype.name in ("I8", "U8") and len(row.shape) >= 2
+    if layer and matrix and "mask" not in leaf and not _is_mask(row.shape):
+        return True
     return (method is not None and numel(row.shape) > 1) or (leaf == "weight" and len(row.shape) >= 2)
 
 
@@ -301,6 +326,8 @@ def is_buffer(module: str, leaf: str, row: Row, siblings: frozenset[str], model_
         return True  # only floating point is trained; codes of quantized weights were told apart before
     if leaf in known["leaf"] or leaf.endswith(known["suffix"]):
         return model_type not in known["unless"].get(leaf, ())
+    if module.rpartition(".")[2] in _SHARED_BASES:
+        return True  # PEFT's, by the adapter's name
     pair = f"{module.rpartition('.')[2]}.{leaf}"
     if pair in known["with_module"] or model_type in known["only_in"].get(pair, ()):
         return True

@@ -13,19 +13,18 @@ SINGLE = ("onnx", "tflite", "mlmodel", "keras", "h5", "msgpack", "npz", "npy", "
 _FILE = re.compile(rf"(?P<stem>.+)\.(?P<suffix>safetensors|gguf|{'|'.join((*TORCH, *SINGLE))})", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<stem>.+?)-(?P<at>\d{1,6})-of-(?P<of>\d{1,6})(?P<variant>\.[a-z]\w*)?")
 # Trainers' state, tokenizers and other engines' files share their endings with weights.
-_NO_WEIGHTS = re.compile(
+# Compiled when first used: a config alone needs none of the next three, and they take milliseconds.
+_NO_WEIGHTS = (
     r"(training_args|trainer_state|training_state|optimizers?|optim|schedulers?|lr_scheduler|(grad_)?scaler|rng_state"
     r"|random_states?|tokenizer|vocab|merges|spiece|sentencepiece|imatrix)(?![a-z]).*"
-    r"|.*_optim_states\.pt|(ggml|openvino).*\.bin|ggml-vocab.*|.*[._-]imatrix\.gguf",
-    re.IGNORECASE,
+    r"|.*_optim_states\.pt|(ggml|openvino).*\.bin|ggml-vocab.*|.*[._-]imatrix\.gguf"
 )
-_PROJECTOR = re.compile(r"(.*[._-])?mmproj(?![a-z]).*", re.IGNORECASE)
+_PROJECTOR = r"(.*[._-])?mmproj(?![a-z]).*"
 _VARIANT = re.compile(r"(?P<stem>.+)\.(?P<variant>fp16|fp32|fp8|bf16|f16|f32|int8|int4|8bit|4bit|ema|non_ema)")
-_LABEL = re.compile(
+_LABEL = (
     r"(?<![a-z0-9])(?:ud-)?"
     r"(?:iq\d_(?:xxs|xs|nl|xl|s|m)|q\d+_k(?:_(?:xxs|xs|s|m|l|xxl|xl|p))?|q\d_\d(?:_\d_\d)?|tq\d_\d"
-    r"|(?:mx|nv)fp4(?:_moe)?|bf16|fp?16|fp?32|q\d)(?![a-z0-9])",
-    re.IGNORECASE,
+    r"|(?:mx|nv)fp4(?:_moe)?|bf16|fp?16|fp?32|q\d)(?![a-z0-9])"
 )
 
 
@@ -58,7 +57,7 @@ def candidates(files: Mapping[str, int]) -> list[Candidate]:
     for name in sorted(files):
         folder, _, base = name.rpartition("/")
         match = _FILE.fullmatch(base)
-        if match is None or _NO_WEIGHTS.fullmatch(base):
+        if match is None or re.fullmatch(_NO_WEIGHTS, base, re.IGNORECASE):
             continue
         stem, suffix = match["stem"], match["suffix"].lower()
         shard = _SHARD.fullmatch(stem)
@@ -94,7 +93,7 @@ def _candidate(
         label=_label(folder, stem) if suffix == "gguf" else None,
         of=int(of or 0),
         missing=_missing(shards, int(of)) if of else (),
-        apart=suffix == "gguf" and _PROJECTOR.fullmatch(stem) is not None,
+        apart=suffix == "gguf" and re.fullmatch(_PROJECTOR, stem, re.IGNORECASE) is not None,
     )
 
 
@@ -109,7 +108,7 @@ def _index(folder: str, stem: str, suffix: str, files: Mapping[str, int]) -> str
 def _label(folder: str, stem: str) -> str | None:
     """The last quantization that the name holds, or else that its subfolder's name holds."""
     for text in (stem, folder.rstrip("/")):
-        found = _LABEL.findall(text)
+        found = re.findall(_LABEL, text, re.IGNORECASE)
         if found:
             return found[-1].upper()
     return None

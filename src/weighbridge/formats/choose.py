@@ -14,7 +14,7 @@ from weighbridge.formats.candidates import MOST_MISSING, TORCH, Candidate, candi
 from weighbridge.ledger import Bytes
 from weighbridge.ledger.errors import Ambiguous, NotFound
 
-_CONSOLIDATED = re.compile(r"consolidated(?![a-z]).*", re.IGNORECASE)
+_CONSOLIDATED = r"(?i)consolidated(?![a-z]).*"  # compiled when first used
 _MOST_LISTED = 40
 
 
@@ -172,7 +172,7 @@ def _without_copies(level: list[Candidate]) -> list[Candidate]:
         level = [one for one in level if one.kind != "adapter" or one.files[0].endswith(".safetensors")]
     whole = {(one.folder, one.stem) for one in level if not one.missing}
     if any(stem == "model" for _, stem in whole):
-        level = [one for one in level if not _CONSOLIDATED.fullmatch(one.stem)]
+        level = [one for one in level if not re.fullmatch(_CONSOLIDATED, one.stem)]
     level = [one for one in level if not ((of := variant_of(one.stem)) and (one.folder, of[0]) in whole)]
     level = [one for one in level if not (one.missing and (one.folder, one.stem) in whole)]
     single = {(one.folder, one.stem): one for one in level if not one.of}

@@ -15,7 +15,7 @@ from weighbridge.ledger.errors import Malformed
 _MARKED = re.compile(r"[^A-Za-z0-9/._\-]")
 _ENCODED = re.compile(r"(?:%[0-9A-F]{2})+")
 _PART = r"(?:[A-Za-z0-9/._\-]|%[0-9A-F]{2})+"
-_FORM = re.compile(
+_FORM = (  # compiled when first used
     rf"(?P<base_model>{_PART})(?:@(?P<version>{_PART}))?(?:\+(?P<adapter>{_PART}))?"
     rf"(?:~(?P<quantization>{_PART}))?(?::(?P<prompt_version>{_PART}))?(?:#(?P<digest>[0-9a-f]{{8,64}}))?"
 )
@@ -74,7 +74,7 @@ class Signature:
             Malformed: `text` is not a signature.
 
         """
-        found = _FORM.fullmatch(text) if len(text) <= _LONGEST else None
+        found = re.fullmatch(_FORM, text) if len(text) <= _LONGEST else None
         if found is None:
             raise Malformed(
                 f"not a parameter signature: {text[:80]!r}",

@@ -49,7 +49,7 @@ def test_a_training_state_counts_its_model_wherever_it_lies() -> None:
         ({"model": state, "optimizer": moments, "rng_state": torch.get_rng_state()}, kept),
         ({"state_dict": state, "optimizer_states": [moments], "epoch": 3}, kept),
         ({"model": state, "best_loss": torch.tensor(0.3)}, 0),
-        ({"model": net, "optim": optimizer}, kept),
+        ({"model": state, "optim": optimizer}, kept),
         ({"model_type": "gpt2", "state_dict": state}, 0),
     ]
     for thing, optimizer_values in states:
@@ -61,6 +61,26 @@ def test_a_training_state_counts_its_model_wherever_it_lies() -> None:
         )
     with pytest.raises(NotFound, match="optimizer state, and no model"):
         weighbridge.show(moments)
+
+
+def test_an_optimizer_of_eight_bits_is_an_extra() -> None:
+    net = nn.Linear(8, 4)
+    codes = {"state1": torch.zeros(4, 8, dtype=torch.uint8), "qmap1": torch.zeros(256), "absmax1": torch.zeros(1)}
+    said = shown({"model": net.state_dict(), "optimizer": {"state": {0: codes}, "param_groups": [{"params": [0]}]}})
+    assert said["parameters"]["total"] == counted(net)
+    assert said["extras"]["by_name"]["optimizer_state"] == 32 + 256 + 1
+
+
+def test_a_whole_module_in_a_dictionary_is_to_be_shown_itself() -> None:
+    with pytest.raises(Refused, match="show the module itself"):
+        weighbridge.show({"model": Tied(), "epoch": 3})
+
+
+def test_a_tangled_tree_ends_in_a_refusal() -> None:
+    tangle: dict[str, Any] = {"w": torch.ones(2)}
+    tangle |= {"left": tangle, "right": tangle}
+    with pytest.raises(Refused, match="deeper or larger"):
+        weighbridge.show(tangle)
 
 
 def test_what_lies_beside_the_model_is_named() -> None:
@@ -293,6 +313,8 @@ def test_moments_and_statistics_are_told_by_their_neighbors() -> None:
     norm = {key: np.ones(4, "f4") for key in ("scale", "bias", "mean", "var")}
     said = shown({"bn": norm})
     assert (said["parameters"]["total"], said["buffers"]["total"]) == (8, 8)
+    learned = {"params": {"head": norm, "mu": params, "nu": params}}
+    assert shown(jax.tree.map(np.copy, learned))["parameters"]["total"] == 4 * 4 + 2 * 15
     inside = {"params": {"step": params, "optimizer": params, "cache": params}}
     assert shown(inside)["parameters"]["total"] == 15  # one and the same, three times
     assert shown(jax.tree.map(np.copy, inside))["parameters"]["total"] == 45

@@ -142,6 +142,7 @@ def _architecture(thing: Any, header: Header) -> tuple[Architecture, list[str]]:
         return Architecture(), [f"its config cannot be read: {type(error).__name__}"]
     # What is trained, the module itself says; and layers may have been taken out of it.
     modules = {row.name[: at.start()] for row in header.rows for at in _DOT.finditer(row.name)}
+    # Where one is wrapped, all have other names.
     mixers = tuple(mixer for mixer in found.mixers if mixer.module in modules) or found.mixers
     return replace(found, frozen=(), mixers=mixers), []
 

@@ -71,10 +71,16 @@ def judged_together(kinds: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name, kind in kinds.items():
         path, leaf = modules[name]
-        if kind == "parameter" and leaf in _STATISTICS and {(path, other) for other in _STATISTICS} <= places:
+        if kind == "parameter" and leaf in _STATISTICS and _is_norm(path, places):
             kind = "buffer"
         found[name] = "optimizer_state" if moments and name.startswith(moments) else kind
     return found
+
+
+def _is_norm(path: str, places: set[tuple[str, str]]) -> bool:
+    """Whether a module has both statistics, and what a batch norm learns; below `params` all is learned."""
+    affine = (path, "scale") in places or (path, "bias") in places
+    return affine and "params" not in path.split(".") and all((path, leaf) in places for leaf in _STATISTICS)
 
 
 def _module(name: str) -> tuple[str, str]:
@@ -84,10 +90,11 @@ def _module(name: str) -> tuple[str, str]:
 
 
 def _above(kinds: Iterable[str]) -> set[tuple[str, str]]:
-    """(path with its dot, key) of everything that holds arrays."""
+    """(path with its dot, key) of what is called like a moment; below `params` a module may be called anything."""
     found = set()
     for name in kinds:
         keys = name.split(".")[:-1]
+        keys = keys[: keys.index("params")] if "params" in keys else keys
         found |= {("".join(f"{key}." for key in keys[:at]), key) for at, key in enumerate(keys) if key in ("mu", "nu")}
     return found
 

@@ -283,6 +283,15 @@ def _row(name: str, tensor: Any, at: int) -> tuple[Row, int | None]:
     return Row(name, dtype, shape, 0, at, dtype.nbytes(numel(shape))), logical
 
 
+def row_of(name: str, tensor: Any, at: int) -> Row:
+    """A tensor as it is held.
+
+    Raises:
+        Unknown: a dtype that is not known, or no shape.
+    """
+    return _row(name, tensor, at)[0]
+
+
 def _dtype(name: str, tensor: Any) -> DType:
     stated = str(tensor.dtype).removeprefix("torch.")
     found = dtype_named(_QUANTIZED.get(stated, stated))

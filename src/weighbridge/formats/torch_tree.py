@@ -14,7 +14,7 @@ from weighbridge.formats.torch_names import StoredTensor
 from weighbridge.ledger.errors import NotFound, Refused, Unknown
 
 _BUDGET = 1 << 30  # bytes, as `Meter` counts; the objects themselves are there already
-_DEEPEST = 64
+_DEEPEST, _MOST = 64, 4_000_000  # levels, and objects
 
 
 def header_of(tree: Any) -> Header | None:
@@ -23,7 +23,7 @@ def header_of(tree: Any) -> Header | None:
 
     Raises:
         NotFound: an optimizer's state, and no model.
-        Refused: nested deeper than any real one.
+        Refused: nested deeper than any real one; a whole module in it, which says more of itself than its state does.
         Unknown: as `torch_module.header_of_state`.
     """
     if not isinstance(tree, (Mapping, list, tuple)):
@@ -31,24 +31,21 @@ def header_of(tree: Any) -> Header | None:
     inert = _Inert()
     below = tree.values() if isinstance(tree, Mapping) else tree
     root = inert.of(tree, 0)
-    if not any(isinstance(value, (Mapping, list, tuple, *_holders())) for value in below) or not inert.tensors:
+    optimizer = sys.modules["torch"].optim.Optimizer
+    if not any(isinstance(value, (Mapping, list, tuple, optimizer)) for value in below) or not inert.tensors:
         return None
     contents = sort_out(root, Meter(type(tree).__name__, _BUDGET))
     if not contents.model:
         raise NotFound("this holds optimizer state, and no model", fix="give the model's state dict")
     header = torch_module.header_of_state(inert.named(contents.model))
     notes = [*header.notes, *notes_on_rest(contents)]
-    state = torch_module.header_of_state(inert.named(contents.optimizer)) if contents.optimizer else None
-    if state is None:
-        return replace(header, notes=notes)
-    apart = [row._replace(name=f"optimizer.{row.name}") for row in state.rows]
+    # An optimizer may keep its moments in codes of eight bits: they are its own whatever they hold.
+    apart = [
+        torch_module.row_of(f"optimizer.{name}", tensor, len(header.rows) + at)
+        for at, (name, tensor) in enumerate(inert.named(contents.optimizer).items())
+    ]
     kinds = {**header.stated.kinds, **{row.name: "optimizer_state" for row in apart}}
     return replace(header, rows=[*header.rows, *apart], stated=replace(header.stated, kinds=kinds), notes=notes)
-
-
-def _holders() -> tuple[type, ...]:
-    torch = sys.modules["torch"]
-    return (torch.nn.Module, torch.optim.Optimizer)
 
 
 class _Inert:
@@ -56,16 +53,22 @@ class _Inert:
 
     def __init__(self) -> None:
         self.tensors: dict[StoredTensor, Any] = {}
+        self._left = _MOST
 
     def of(self, value: Any, depth: int) -> object:
         torch = sys.modules["torch"]
-        if depth > _DEEPEST:
-            raise Refused("a tree deeper than any model")
+        self._left -= 1
+        if depth > _DEEPEST or self._left < 0:
+            raise Refused("a tree deeper or larger than any model")
+        if isinstance(value, torch.nn.Module):
+            raise Refused(
+                f"this holds a whole {type(value).__name__}", fix="show the module itself: it says what is trained"
+            )
         if isinstance(value, torch.Tensor):
             stored = StoredTensor(dtype="", shape=() if value.is_nested else tuple(value.shape))
             self.tensors[stored] = value
             return stored
-        if isinstance(value, _holders()):
+        if isinstance(value, torch.optim.Optimizer):
             value = value.state_dict()
         if isinstance(value, torch.ScriptObject):
             raise Unknown("this holds weights in the form of their kernels", fix="show the module itself")

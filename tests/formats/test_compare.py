@@ -353,3 +353,24 @@ def test_a_type_that_transformers_does_not_know_has_the_prefix_that_most_names_b
     assert _changed(tmp_path, lambda held: {name.removeprefix("model."): tensor for name, tensor in held.items()})[
         "complete"
     ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_codes_of_a_conv1d_are_turned_by_bitsandbytes_and_those_of_a_linear_layer_are_not(tmp_path: Path) -> None:
+    sizes = {"n_embd": 64, "n_layer": 1, "n_head": 2, "vocab_size": 50}
+    llama = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    models = {
+        "gpt2": tf.GPT2LMHeadModel(tf.GPT2Config(**sizes)),
+        "llama": tf.LlamaForCausalLM(tf.LlamaConfig(**llama, vocab_size=50)),
+    }
+    eight = tf.BitsAndBytesConfig(load_in_8bit=True)
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / "plain" / name)
+        coded = type(model).from_pretrained(tmp_path / "plain" / name, quantization_config=eight, device_map="cpu")
+        coded.save_pretrained(tmp_path / name)
+        assert compared(tmp_path / name)["complete"]
+    state = load_file(tmp_path / "llama/model.safetensors")
+    up = "model.layers.0.mlp.up_proj.weight"
+    state[up] = state[up].T.contiguous()
+    save_file(state, tmp_path / "llama/model.safetensors", {"format": "pt"})
+    assert compared(tmp_path / "llama")["wrong_shape"] == {up: {"config": [96, 64], "files": [64, 96]}}

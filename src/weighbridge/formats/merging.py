@@ -139,9 +139,7 @@ def holds(leaf: str, stored: Shape, elements: int, shape: Shape, method: str | N
         gptq, awq = stored[-1] in shape, stored[0] in shape
         return awq if method == "awq" else gptq if method == "gptq" else gptq or awq
     if leaf in _PACKED_BY_ROWS:
-        # bitsandbytes makes a linear layer of GPT-2's Conv1D, and turns its weight.
-        turned = method is not None and method.startswith(("bitsandbytes", "bnb")) and stored == shape[::-1]
-        return turned or stored[:-1] == shape[:-1]
+        return stored[:-1] == shape[:-1]
     if leaf.endswith("_blocks"):
         return stored[0] == shape[0] and stored[1] in shape[1:]
     return True

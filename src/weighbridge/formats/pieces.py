@@ -14,6 +14,8 @@ from weighbridge.formats.comparison import Comparison, Shape
 from weighbridge.formats.merging import holds, made, pieces_of
 from weighbridge.formats.renames import Merge, Piece, Renames
 
+# GPT-2's Conv1D, of which bitsandbytes makes a linear layer: its weight is turned.
+_CONV1D = (".c_attn", ".q_attn", ".c_fc", ".c_proj")
 _LAYER = re.compile(r"^(.*?\.?\d+)\.")
 
 
@@ -41,7 +43,9 @@ class _Experts:
 def is_one(one: Stored, shape: Shape, method: str | None) -> bool:
     """Whether a stored tensor is one of that shape, or codes for one."""
     if one.packed:
-        return holds(one.name.rpartition(".")[2], one.shape, one.elements, shape, method)
+        module, _, leaf = one.name.rpartition(".")
+        turned = module.endswith(_CONV1D) and (method or "").startswith("bitsandbytes") and one.shape == shape[::-1]
+        return turned or holds(leaf, one.shape, one.elements, shape, method)
     return one.shape == shape and one.elements == prod(shape)
 
 
